@@ -1,0 +1,25 @@
+"""The one family of exceptions for what a user can cause and cure."""
+
+
+class UserError(Exception):
+    """Something the user can mend: the message says what is wrong, where, and what to do."""
+
+
+class ParameterError(UserError):
+    """A key of params.yaml is unknown, missing, of the wrong type or out of range."""
+
+
+class DataError(UserError):
+    """A file is missing, damaged, or not what its name promises."""
+
+
+class DownloadError(UserError):
+    """No source could give a file whole and with the right checksum."""
+
+
+class DeviceError(UserError):
+    """The device that was asked for is not there, or its memory is too small."""
+
+
+class DivergedError(UserError):
+    """The loss became NaN or infinite."""

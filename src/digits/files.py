@@ -1,0 +1,109 @@
+"""Files that are written whole or not at all, and their content hashes."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from digits.errors import DataError, UserError
+
+CHUNK_BYTES = 1 << 20
+READABLE = 0o644
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """Give a path to write aside; on success it is synced and renamed to `path`.
+
+    Whatever happens, `path` is either the old file or the whole new one.
+
+    Raises:
+        UserError: the folder can't be written to, or the disk is full.
+    """
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield aside
+        aside.chmod(READABLE)
+        sync(aside)
+        aside.replace(path)
+        sync(path.parent)
+    except OSError as error:
+        raise UserError(
+            f"cannot write {path}: {error.strerror or error}; "
+            "make room or make the folder writable, then run again"
+        ) from error
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def sync(path: Path) -> None:
+    """Flush a file or folder to the disk, so that a power cut can't take it back."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text whole or not at all."""
+    with written_whole(path) as aside:
+        aside.write_text(text, encoding="utf-8", newline="\n")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON that is the same bytes for the same value."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_bytes(path: Path) -> bytes:
+    """Read a file whole.
+
+    Raises:
+        DataError: the file is missing or unreadable.
+    """
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise unreadable(path, error) from error
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        DataError: the file is missing, unreadable, not UTF-8 or not JSON.
+    """
+    try:
+        return json.loads(read_bytes(path).decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise DataError(
+            f"{path} is not JSON ({error}); delete it and run `dvc repro` again"
+        ) from error
+
+
+def unreadable(path: Path, error: OSError) -> DataError:
+    """The one-line error for a file that can't be opened."""
+    return DataError(
+        f"cannot read {path}: {error.strerror or error}; `dvc repro` or `dvc checkout` makes it"
+    )
+
+
+def md5(path: Path) -> str:
+    """The MD5 of a file's bytes, in hex: the very hash DVC writes into dvc.lock.
+
+    Raises:
+        DataError: the file is missing or unreadable.
+    """
+    digest = hashlib.md5(usedforsecurity=False)
+    try:
+        with path.open("rb") as file:
+            while chunk := file.read(CHUNK_BYTES):
+                digest.update(chunk)
+    except OSError as error:
+        raise unreadable(path, error) from error
+    return digest.hexdigest()

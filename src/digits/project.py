@@ -1,0 +1,93 @@
+"""Where things are: every path starts at the project's root, never at the current folder."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@dataclass(frozen=True)
+class Paths:
+    """The files that the stages hand to one another, below one root."""
+
+    root: Path
+
+    @property
+    def params(self) -> Path:
+        """Every parameter."""
+        return self.root / "params.yaml"
+
+    @property
+    def raw(self) -> Path:
+        """The data set's own files, and `dataset.json` which says what they are."""
+        return self.root / "data" / "raw"
+
+    @property
+    def processed(self) -> Path:
+        """One safetensors file a split, and the statistics."""
+        return self.root / "data" / "processed"
+
+    @property
+    def model(self) -> Path:
+        """The weights."""
+        return self.root / "models" / "net.safetensors"
+
+    @property
+    def reports(self) -> Path:
+        """Histories, metrics and figures."""
+        return self.root / "reports"
+
+    @property
+    def steps(self) -> Path:
+        """Training loss by step."""
+        return self.reports / "history" / "steps.csv"
+
+    @property
+    def epochs(self) -> Path:
+        """Losses and accuracies by epoch."""
+        return self.reports / "history" / "epochs.csv"
+
+    def figure(self, name: str) -> Path:
+        """A figure."""
+        return self.reports / "figures" / f"{name}.png"
+
+    def split(self, name: str) -> Path:
+        """The file of one split: train, validation or test."""
+        return self.processed / f"{name}.safetensors"
+
+
+@dataclass(frozen=True)
+class State:
+    """What outlives a stage and is nobody's output: below the main checkout, never in a clone.
+
+    DVC runs queued experiments in temporary clones and names the parent checkout in DVC_ROOT,
+    so checkpoints, partial downloads and unsent tracking data of an experiment survive its clone.
+    """
+
+    root: Path
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where an interrupted training left off."""
+        return self.root / ".digits" / "checkpoints"
+
+    @property
+    def downloads(self) -> Path:
+        """Files that arrived in part."""
+        return self.root / ".digits" / "downloads"
+
+    @property
+    def outbox(self) -> Path:
+        """What MLflow has not been told yet."""
+        return self.root / ".digits" / "outbox"
+
+
+def paths() -> Paths:
+    """The files of the checkout that this code belongs to."""
+    return Paths(ROOT)
+
+
+def state() -> State:
+    """The state of the main checkout, also from inside a temporary clone of it."""
+    return State(Path(os.environ.get("DVC_ROOT") or ROOT).resolve())
