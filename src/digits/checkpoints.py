@@ -1,0 +1,56 @@
+"""Where an interrupted training left off: found by what it is a training of, or not at all."""
+
+import hashlib
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from digits import weights
+from digits.errors import DataError
+
+
+def key(identity: Mapping[str, Any]) -> str:
+    """The hash of all that decides a training's result: parameters, data, code and machine."""
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+
+
+def code() -> dict[str, str]:
+    """The hashes of this project's modules that the running process has imported, and its script.
+
+    By name and content, so the same code in another folder is the same code.
+    """
+    source = Path(__file__).resolve().parents[1]
+    files = {Path(str(getattr(module, "__file__", None))) for module in sys.modules.values()}
+    ours = sorted(path.resolve() for path in files if source in path.resolve().parents)
+    return {
+        path.relative_to(source).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in ours
+    }
+
+
+def path(folder: Path, key: str) -> Path:
+    """The checkpoint file of one training."""
+    return folder / f"{key[:32]}.safetensors"
+
+
+def save(file: Path, tensors: Mapping[str, Tensor], key: str, history: Any) -> None:
+    """Write a checkpoint, whole or not at all."""
+    weights.save(file, tensors, {"key": key, "history": history})
+
+
+def load(file: Path, key: str) -> tuple[dict[str, Tensor], Any] | None:
+    """The tensors and the history of a checkpoint; None if there is none of this training.
+
+    Raises:
+        DataError: there is one, but it is damaged.
+    """
+    if not file.exists():
+        return None
+    tensors, description = weights.load(file)
+    if description.get("key") != key or "history" not in description:
+        raise DataError(f"{file} is the checkpoint of another training")
+    return tensors, description["history"]

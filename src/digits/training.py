@@ -1,0 +1,361 @@
+"""The training loop: it yields what happened, and knows nothing of files, DVC or MLflow.
+
+It imports torch alone, so it can be run and checked on a bare GPU machine.
+"""
+
+import math
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from digits.errors import DeviceError, DivergedError
+from digits.net import Net
+from digits.params import Train
+
+EVALUATION_BATCH = 1000
+
+
+class Images(NamedTuple):
+    """A split on a device: images uint8 `[N, 1, 28, 28]`, labels int64 `[N]`."""
+
+    images: Tensor
+    labels: Tensor
+
+    def to(self, device: torch.device) -> "Images":
+        """The same split on another device."""
+        return Images(self.images.to(device), self.labels.to(device))
+
+
+class Machine(NamedTuple):
+    """What `auto` came to: part of what decides the weights' last bits."""
+
+    device: torch.device
+    precision: torch.dtype
+    threads: int
+    description: str
+
+
+class Step(NamedTuple):
+    """One point of the loss curve: the mean loss (nats) of the batch behind `samples` images."""
+
+    step: int
+    samples: int
+    loss: float
+    learning_rate: float
+
+
+class Epoch(NamedTuple):
+    """An epoch's means; the training ones are running means over the epoch."""
+
+    epoch: int
+    step: int
+    train_loss: float
+    train_accuracy: float
+    validation_loss: float | None
+    validation_accuracy: float | None
+
+
+class Snapshot(NamedTuple):
+    """All that is needed to go on from here, bit for bit.
+
+    The tensors are the live ones: save them before asking for the next event.
+    """
+
+    step: int
+    tensors: dict[str, Tensor]
+
+
+Event = Step | Epoch | Snapshot
+
+
+def prepare(recipe: Train) -> Machine:
+    """Choose device, precision and threads, and set torch up for them.
+
+    Raises:
+        DeviceError: the device that was asked for is not there.
+    """
+    device = choose_device(recipe.device, "train.device")
+    threads = recipe.threads or _cores()
+    torch.set_num_threads(threads)
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
+    if device.type == "cuda" and recipe.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(recipe.deterministic)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    return Machine(device, _precision(recipe, device), threads, _describe(device))
+
+
+def choose_device(name: str, key: str) -> torch.device:
+    """The torch device for auto, cpu, cuda, cuda:N or mps; auto is CUDA where there is one.
+
+    Raises:
+        DeviceError: it isn't there; names the parameter `key`.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(name)
+    there = {
+        "cpu": True,
+        "cuda": (device.index or 0) < torch.cuda.device_count(),
+        "mps": torch.backends.mps.is_available(),
+    }
+    if not there[device.type]:
+        raise DeviceError(f"{key} is {name}, but this machine has no such device; set it to auto")
+    return device
+
+
+def new_net(recipe: Train, classes: int, mean: float, std: float) -> Net:
+    """A Net with the weights that `train.seed` gives, on the CPU."""
+    torch.manual_seed(recipe.seed)
+    return Net(classes, mean, std)
+
+
+def train(
+    net: Net,
+    training: Images,
+    validation: Images,
+    recipe: Train,
+    machine: Machine,
+    snapshot_every: int = 0,
+    resume: dict[str, Tensor] | None = None,
+) -> Iterator[Event]:
+    """Train `net` in place and yield what happens.
+
+    The order of the images is a function of seed and epoch, and the learning rate of the step,
+    so a snapshot holds no random state.
+
+    Args:
+        net: on `machine.device`.
+        training: on `machine.device`.
+        validation: on `machine.device`; may be empty.
+        recipe: section `train` of params.yaml.
+        machine: from `prepare`.
+        snapshot_every: steps between two snapshots within an epoch; 0 for none.
+        resume: the tensors of a snapshot of this very training.
+
+    Yields:
+        A Step each `recipe.log_every` steps; at the end of an epoch an Epoch and a Snapshot.
+
+    Raises:
+        DivergedError: the loss became NaN or infinite.
+        DeviceError: out of memory.
+    """
+    try:
+        yield from _Loop(net, training, validation, recipe, machine, resume).run(snapshot_every)
+    except RuntimeError as error:
+        if not _is_out_of_memory(error):
+            raise
+        raise DeviceError(
+            f"out of memory on {machine.device} with train.batch_size {recipe.batch_size}; "
+            "lower train.batch_size"
+        ) from error
+
+
+def evaluate(net: Net, data: Images, batch_size: int = EVALUATION_BATCH) -> Tensor:
+    """Log-probabilities float32 `[N, classes]` of a whole split, in float32."""
+    net.eval()
+    with torch.inference_mode():
+        return torch.cat([net(images) for images in torch.split(data.images, batch_size)])
+
+
+@dataclass
+class _Loop:
+    net: Net
+    training: Images
+    validation: Images
+    recipe: Train
+    machine: Machine
+    resume: dict[str, Tensor] | None
+
+    def __post_init__(self) -> None:
+        device = self.machine.device
+        self.parameters = dict(self.net.named_parameters())
+        self.optimizer = _optimizer(self.net, self.recipe)
+        self.batches = math.ceil(len(self.training.labels) / self.recipe.batch_size)
+        self.steps = self.batches * self.recipe.epochs
+        self.step = 0
+        self.loss_sum = torch.zeros((), dtype=torch.float64, device=device)
+        self.correct = torch.zeros((), dtype=torch.int64, device=device)
+        self.best: dict[str, Tensor] = {}
+        self.best_score = torch.full((2,), -math.inf, dtype=torch.float64)
+        if self.resume is not None:
+            self._restore(self.resume)
+
+    def run(self, snapshot_every: int) -> Iterator[Event]:
+        while self.step < self.steps:
+            epoch, first = divmod(self.step, self.batches)
+            order = self._order(epoch)
+            self.net.train()
+            for indices in torch.split(order, self.recipe.batch_size)[first:]:
+                point = self._batch(indices)
+                if point is not None:
+                    yield point
+                if snapshot_every and self.step % snapshot_every == 0 and self._within_epoch():
+                    yield self._snapshot()
+            yield self._end_epoch(epoch)
+            yield self._snapshot()
+        if self.recipe.keep == "best":
+            self.net.load_state_dict(self.best)
+
+    def _within_epoch(self) -> bool:
+        return self.step % self.batches != 0
+
+    def _order(self, epoch: int) -> Tensor:
+        generator = torch.Generator().manual_seed((self.recipe.seed << 20) + epoch)
+        order = torch.randperm(len(self.training.labels), generator=generator)
+        return order.to(self.machine.device)
+
+    def _batch(self, indices: Tensor) -> Step | None:
+        rate = learning_rate(self.step, self.steps, self.recipe)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        images, labels = self.training.images[indices], self.training.labels[indices]
+        with torch.autocast(
+            self.machine.device.type,
+            self.machine.precision,
+            enabled=self.machine.precision != torch.float32,
+        ):
+            log_probabilities = self.net(images)
+        loss = F.nll_loss(log_probabilities, labels)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.optimizer.step()
+        self.loss_sum += loss.detach() * len(labels)
+        self.correct += (log_probabilities.detach().argmax(1) == labels).sum()
+        step, self.step = self.step, self.step + 1
+        if step % self.recipe.log_every:
+            return None
+        epoch, batch = divmod(step, self.batches)
+        samples = epoch * len(self.training.labels) + batch * self.recipe.batch_size
+        return Step(step, samples, _finite(loss.item(), step), rate)
+
+    def _end_epoch(self, epoch: int) -> Epoch:
+        count = len(self.training.labels)
+        train_loss = _finite(self.loss_sum.item() / count, self.step)
+        train_accuracy = self.correct.item() / count
+        self.loss_sum.zero_()
+        self.correct.zero_()
+        loss, accuracy = self._validate()
+        if self.recipe.keep == "best" and accuracy is not None and loss is not None:
+            self._keep_if_best(accuracy, loss)
+        return Epoch(epoch + 1, self.step, train_loss, train_accuracy, loss, accuracy)
+
+    def _validate(self) -> tuple[float | None, float | None]:
+        if not len(self.validation.labels):
+            return None, None
+        output = evaluate(self.net, self.validation)
+        loss = F.nll_loss(output.double(), self.validation.labels).item()
+        accuracy = (output.argmax(1) == self.validation.labels).double().mean().item()
+        return _finite(loss, self.step), accuracy
+
+    def _keep_if_best(self, accuracy: float, loss: float) -> None:
+        score = torch.tensor([accuracy, -loss], dtype=torch.float64)
+        if score.tolist() > self.best_score.tolist():
+            self.best_score = score
+            self.best = {name: value.clone() for name, value in self.net.state_dict().items()}
+
+    def _snapshot(self) -> Snapshot:
+        tensors = {
+            "step": torch.tensor(self.step),
+            "loss_sum": self.loss_sum,
+            "correct": self.correct,
+            "best_score": self.best_score,
+        }
+        tensors |= {f"net.{name}": value for name, value in self.net.state_dict().items()}
+        tensors |= {f"best.{name}": value for name, value in self.best.items()}
+        for name, parameter in self.parameters.items():
+            for key, value in self.optimizer.state[parameter].items():
+                tensors[f"optimizer.{key}.{name}"] = value
+        return Snapshot(self.step, tensors)
+
+    def _restore(self, tensors: dict[str, Tensor]) -> None:
+        def below(prefix: str) -> dict[str, Tensor]:
+            return {
+                name.removeprefix(prefix): value.clone()
+                for name, value in tensors.items()
+                if name.startswith(prefix)
+            }
+
+        self.step = int(tensors["step"])
+        self.loss_sum.copy_(tensors["loss_sum"])
+        self.correct.copy_(tensors["correct"])
+        self.best_score = tensors["best_score"].clone()
+        self.best = below("best.")
+        self.net.load_state_dict(below("net."))
+        for name, value in below("optimizer.").items():
+            key, _, parameter = name.partition(".")
+            home = "cpu" if key == "step" else self.machine.device
+            self.optimizer.state[self.parameters[parameter]][key] = value.to(home)
+
+
+def learning_rate(step: int, steps: int, recipe: Train) -> float:
+    """The learning rate of a step.
+
+    One-cycle (L. N. Smith and N. Topin, "Super-Convergence", 2018) with the shape and defaults
+    of `torch.optim.lr_scheduler.OneCycleLR`: from a 25th up to the full rate in the first 30 %
+    of the steps, then down to a 250,000th, both along a cosine.
+    """
+    if recipe.schedule == "constant":
+        return recipe.learning_rate
+    peak = 0.3 * steps - 1
+    low, high, least = recipe.learning_rate / 25, recipe.learning_rate, recipe.learning_rate / 25e4
+    if step < peak:
+        return _cosine(low, high, step / peak)
+    return _cosine(high, least, (step - peak) / (steps - 1 - peak))
+
+
+def _cosine(start: float, end: float, share: float) -> float:
+    return end + (start - end) / 2 * (1 + math.cos(math.pi * share))
+
+
+def _optimizer(net: Net, recipe: Train) -> torch.optim.Optimizer:
+    fused = next(net.parameters()).device.type in ("cpu", "cuda")
+    if recipe.optimizer == "sgd":
+        return torch.optim.SGD(
+            net.parameters(),
+            recipe.learning_rate,
+            recipe.momentum,
+            weight_decay=recipe.weight_decay,
+            fused=fused,
+        )
+    return torch.optim.AdamW(
+        net.parameters(), recipe.learning_rate, weight_decay=recipe.weight_decay, fused=fused
+    )
+
+
+def _finite(loss: float, step: int) -> float:
+    if math.isfinite(loss):
+        return loss
+    raise DivergedError(
+        f"the loss became {loss} at step {step}: training diverged; lower train.learning_rate"
+    )
+
+
+def _cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _precision(recipe: Train, device: torch.device) -> torch.dtype:
+    if recipe.precision != "auto":
+        return {"float32": torch.float32, "bfloat16": torch.bfloat16}[recipe.precision]
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    return torch.float32
+
+
+def _describe(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type} {torch.backends.cpu.get_cpu_capability()}"
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
