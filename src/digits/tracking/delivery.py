@@ -1,0 +1,281 @@
+"""How entries of the outbox become runs: one result, one run, nothing doubled, nothing lost."""
+
+import contextlib
+import os
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from digits.files import write_json
+from digits.history import History
+from digits.tracking import outbox
+from digits.tracking.failures import Refused
+from digits.tracking.outbox import FILES, JOURNAL, SENT
+from digits.tracking.registry import Rule, promote
+from digits.tracking.store import (
+    ENTRY,
+    EVALUATION,
+    EVALUATION_ENTRY,
+    KEY,
+    METRICS_A_CALL,
+    MODEL,
+    ORIGIN,
+    PARENT,
+    Store,
+    TimedPoint,
+    as_failure,
+    export,
+)
+
+_export_lock = threading.Lock()
+
+Say = Callable[[str, str], None]  # what is being done, detail
+
+
+def deliver_all(store: Store, folder: Path, say: Say) -> None:
+    """Deliver every entry of an outbox, oldest first.
+
+    Raises:
+        Unreachable: the first entry that can't be delivered now; those behind it wait too.
+    """
+    if not outbox.pending(folder):
+        store.ping()
+    for entry in outbox.entries(folder):
+        with contextlib.suppress(Refused):
+            Delivery(store, entry, say).deliver()
+
+
+def warm_up() -> None:
+    """Export an untrained Net, so that the real one is exported in a moment when it comes."""
+    from digits.net import Net
+
+    with _export_lock, tempfile.TemporaryDirectory() as folder:
+        export(Net(), 10, np.zeros((2, 1, 28, 28), np.uint8), Path(folder, "model"))
+
+
+class Delivery:
+    """Delivers one entry; keeps in `sent.json` how far it got.
+
+    Args:
+        store: where to.
+        folder: the entry.
+        say: told what is being done.
+    """
+
+    def __init__(self, store: Store, folder: Path, say: Say) -> None:
+        self.store, self.folder, self.say = store, folder, say
+        self.sent = {"offset": 0, **outbox.sent(folder)}
+
+    def deliver(self) -> None:
+        """Deliver all that is written so far; delete the entry when nothing can follow.
+
+        Raises:
+            Refused: the store says no; noted in `sent.json` and not tried again.
+            Unreachable: try again later.
+        """
+        if self.sent.get("refused"):
+            return
+        open_before = outbox.is_open(self.folder)
+        try:
+            self._deliver_records()
+            if not open_before and not self.sent.get("ended"):
+                self._abandoned()
+        except Exception as error:
+            failure = as_failure(error)
+            if isinstance(failure, Refused):
+                self._remember(refused=str(failure))
+            raise failure from error
+        if self.sent.get("done"):
+            shutil.rmtree(self.folder)
+
+    def _deliver_records(self) -> None:
+        if not outbox.unsent(self.folder):
+            return
+        self._make_durable()
+        points: list[TimedPoint] = []
+        behind = 0
+        for record, behind in outbox.records(self.folder, self.sent["offset"]):
+            if "metrics" in record:
+                points += [(*point, record["time"]) for point in record["metrics"]]
+                if len(points) >= METRICS_A_CALL:
+                    self._send_points(points, behind)
+                continue
+            self._send_points(points, None)
+            self.say("sending", "")
+            for kind, handle in self._handlers.items():
+                if kind in record:
+                    handle(record[kind])
+            self._remember(offset=behind)
+        if points:
+            self._send_points(points, behind)
+
+    @property
+    def _handlers(self) -> dict[str, Callable[[dict[str, Any]], None]]:
+        return {
+            "open": self._open,
+            "reopen": self._reopen,
+            "model": self._model,
+            "close": self._close,
+            "evaluation": self._evaluation,
+        }
+
+    def _make_durable(self) -> None:
+        """What the server has seen must not vanish from the disk in a power cut."""
+        descriptor = os.open(self.folder / JOURNAL, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def _send_points(self, points: list[TimedPoint], behind: int | None) -> None:
+        if points:
+            self.say("sending", "")
+            self.store.points(self.sent["run"], points)
+            points.clear()
+        if behind is not None:
+            self._remember(offset=behind)
+
+    def _remember(self, **what: Any) -> None:
+        self.sent |= what
+        write_json(self.folder / SENT, self.sent)
+
+    # A training.
+
+    def _open(self, opening: dict[str, Any]) -> None:
+        tags = {**opening["tags"], KEY: opening["key"], ENTRY: self.folder.name, ORIGIN: "trained"}
+        run_id = self.store.create_run(
+            opening["experiment"], opening["name"], tags, opening["start"], unique=ENTRY
+        )
+        self.store.params(run_id, opening["params"])
+        for context, dataset in opening["datasets"].items():
+            self.store.dataset(run_id, context, dataset)
+        self.store.artifacts(run_id, self.folder / FILES, opening.get("files", ()))
+        self._remember(run=run_id)
+
+    def _reopen(self, _reopening: dict[str, Any]) -> None:
+        self.store.start(self.sent["run"])
+        self._remember(ended=False)
+
+    def _model(self, model: dict[str, Any]) -> None:
+        exported = self._exported(model["example"])
+        self.say("sending", "")
+        self.store.tag(self.sent["run"], {MODEL: model["md5"]})
+        self.store.log_model(self.sent["run"], exported, model["md5"])
+        self.store.artifacts(self.sent["run"], self.folder / FILES, model["files"])
+        self._remember(model=model["md5"])
+
+    def _close(self, closing: dict[str, Any]) -> None:
+        if closing["reason"]:
+            self.store.tag(self.sent["run"], {"reason": closing["reason"]})
+        self.store.end(self.sent["run"], closing["status"], closing["end"])
+        finished = closing["status"] == "FINISHED"
+        if finished:
+            self._fold_into_original(closing["end"])
+        self._remember(ended=True, done=finished)
+
+    def _fold_into_original(self, moment: int) -> None:
+        original = self.store.run_of_model(self.sent["model"])
+        if original is not None and original.info.run_id != self.sent["run"]:
+            self.store.fold(self.sent["run"], original.info.run_id, moment)
+
+    def _abandoned(self) -> None:
+        """The process that wrote this entry is gone without a word."""
+        if "run" in self.sent:
+            self.store.end(self.sent["run"], "KILLED", outbox.now())
+        self._remember(ended=True)
+
+    def _exported(self, example: list[Any]) -> Path:
+        from digits.weights import load_net
+
+        folder = self.folder / "model"
+        if not (folder / "MLmodel").exists():
+            self.say("preparing", "")
+            net, description = load_net(self.folder / FILES / "net.safetensors")
+            images = np.array(example, np.uint8).reshape(-1, 1, 28, 28)
+            aside = self.folder / f"model.{os.getpid()}"
+            with _export_lock:
+                export(net, len(description["classes"]), images, aside)
+            aside.rename(folder)
+        return folder
+
+    # An evaluation.
+
+    def _evaluation(self, document: dict[str, Any]) -> None:
+        run = self.store.run_of_model(document["model"])
+        run_id = run.info.run_id if run is not None else self._restored(document)
+        model_id = self.store.model_id(run_id)
+        if model_id is None:
+            exported = self._exported(document["example"])
+            model_id = self.store.log_model(run_id, exported, document["model"])
+        judged = self._run_for(run_id, document)
+        if judged is not None:
+            self._judge(judged, model_id, document)
+        self._register(model_id, run_id, document)
+        outbox.note_told(self.folder.parent, document["identity"])
+        self._remember(ended=True, done=True)
+
+    def _register(self, model_id: str, run_id: str, document: dict[str, Any]) -> None:
+        self.say("sending", "")
+        name, promoting = document["registry"]["model"], document["registry"]["promote"]
+        version = self.store.register(name, document["model"], model_id, run_id)
+        if promoting == "auto":
+            rule = Rule.of(document["registry"])
+            promote(self.store, rule, self.folder / FILES / "test.safetensors", version, False)
+
+    def _restored(self, document: dict[str, Any]) -> str:
+        """A run for a model that this store never saw trained: it says so."""
+        tags = {**document["restored"]["tags"], MODEL: document["model"], ORIGIN: "restored"}
+        name = document["restored"]["name"]
+        run_id = self.store.create_run(
+            document["experiment"], name, tags, document["time"], unique=MODEL
+        )
+        self.store.params(run_id, document["restored"]["params"])
+        for context, dataset in document["restored"]["datasets"].items():
+            self.store.dataset(run_id, context, dataset)
+        self.store.points(run_id, self._history(document["time"]))
+        self.store.end(run_id, "FINISHED", document["time"])
+        return run_id
+
+    def _history(self, moment: int) -> list[TimedPoint]:
+        folder = self.folder / FILES / "history"
+        history = History.read(folder / "steps.csv", folder / "epochs.csv")
+        return [(*metric, moment) for metric in history.metrics()]
+
+    def _run_for(self, run_id: str, document: dict[str, Any]) -> str | None:
+        """The run that takes this evaluation: the model's own for its first one, else a child.
+
+        None if this very evaluation was delivered before, by another entry.
+        """
+        identity = document["identity"]
+        mine = {EVALUATION: identity, EVALUATION_ENTRY: self.folder.name}
+        own = self.store.client.get_run(run_id).data.tags
+        same = self.store.tagged({EVALUATION: identity, MODEL: document["model"]})
+        if same:
+            known = same[0].data.tags.get(EVALUATION_ENTRY)
+            return str(same[0].info.run_id) if known == self.folder.name else None
+        if EVALUATION not in own:
+            self.store.tag(run_id, mine)
+            return run_id
+        tags = {**document["tags"], **mine, MODEL: document["model"], ORIGIN: "evaluation"}
+        tags[PARENT] = run_id
+        name = f"evaluation-{document['dataset']['digest'][:8]}-{identity[:8]}"
+        return self.store.create_run(
+            document["experiment"], name, tags, document["time"], unique=EVALUATION_ENTRY
+        )
+
+    def _judge(self, run_id: str, model_id: str, document: dict[str, Any]) -> None:
+        self.say("sending", "")
+        self.store.params(run_id, document["params"])
+        self.store.dataset(run_id, "test", document["dataset"])
+        self.store.scores(
+            run_id, document["scores"], model_id, document["dataset"], document["time"]
+        )
+        self.store.artifacts(run_id, self.folder / FILES, document["files"])
+        self.store.tag(run_id, document["tags"])
+        self.store.end(run_id, "FINISHED", max(document["time"], int(time.time() * 1000)))

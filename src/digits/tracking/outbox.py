@@ -1,0 +1,378 @@
+"""What MLflow is still to be told, on disk.
+
+A stage never talks to a tracking server. It writes an *entry*: a folder with a journal (one
+JSON record a line) and the files it names. Another process, the sender, delivers the entries
+in order, remembers in `sent.json` how far it got, and deletes what is done. So a server that
+is slow, broken or away costs a stage nothing, and what was written is delivered exactly once.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, NamedTuple, Self
+
+from digits.errors import UserError
+from digits.files import sync
+
+Point = tuple[str, float, int]  # key, value, step
+
+JOURNAL, FILES, SENT = "journal.jsonl", "files", "sent.json"
+HANG_SECONDS = 20.0  # beyond the sender's own time-outs: it is stuck
+ENVIRONMENT = ("MLFLOW_", "AWS_", "GOOGLE_", "AZURE_", "DATABRICKS_")
+
+
+class Training:
+    """The journal of one training: opened by the first process, gone on with by a later one.
+
+    A point that already stands in the journal is not written again, so an interrupted training
+    that repeats the steps behind its last checkpoint leaves no doubled point.
+    """
+
+    def __init__(
+        self, outbox: Path, key: str, opening: Mapping[str, Any], files: Mapping[str, Path]
+    ) -> None:
+        self.folder, self._lock = _claim(outbox, key)
+        resumed = self.folder.exists()
+        if not resumed:
+            opened = {**opening, "key": key, "start": now(), "files": sorted(files)}
+            _create(self.folder, [{"open": opened}], files)
+        self._written = _repair(self.folder / JOURNAL)
+        self._turn = threading.RLock()  # the training and its telemetry write
+        self._file = (self.folder / JOURNAL).open("a", encoding="utf-8")
+        if resumed:
+            self._append({"reopen": {"start": now()}})
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        _traceback: TracebackType | None,
+    ) -> None:
+        if kind is not None:
+            status = "KILLED" if issubclass(kind, KeyboardInterrupt) else "FAILED"
+            self.close(status, " ".join(str(error).split()))
+
+    def points(self, points: Iterable[Point]) -> None:
+        """Write points (key, value, step), all of now."""
+        with self._turn:
+            fresh = [point for point in points if point[2] > self._written.get(point[0], -1)]
+            if fresh:
+                self._append({"metrics": fresh, "time": now()})
+                self._written |= {key: step for key, _, step in fresh}
+
+    def next_step(self, key: str) -> int:
+        """The step after the last one written for a key; 0 if there is none."""
+        return self._written.get(key, -1) + 1
+
+    def model(self, path: Path, md5: str, example: list[Any], files: Mapping[str, Path]) -> None:
+        """Hand over the finished model file, example images, and files by artifact path."""
+        for name, source in {"net.safetensors": path, **files}.items():
+            _copy(source, self.folder / FILES / name)
+        sync(self.folder / FILES)
+        self._append({"model": {"md5": md5, "example": example, "files": sorted(files)}})
+
+    def close(self, status: str, reason: str = "") -> None:
+        """Say how it ended: FINISHED, FAILED or KILLED."""
+        if self._file.closed:
+            return
+        self._append({"close": {"status": status, "reason": reason, "end": now()}})
+        self.sync()
+        self._file.close()
+        self._lock.close()
+
+    def sync(self) -> None:
+        """Make what was written survive a power cut."""
+        os.fsync(self._file.fileno())
+
+    def _append(self, record: Mapping[str, Any]) -> None:
+        try:
+            with self._turn:
+                self._file.write(json.dumps(record) + "\n")
+                self._file.flush()
+        except OSError as error:
+            raise UserError(
+                f"cannot write {self._file.name}: {error.strerror}; make room, then run again"
+            ) from error
+
+
+def put_evaluation(
+    outbox: Path, identity: str, document: Mapping[str, Any], files: Mapping[str, Path]
+) -> Path:
+    """Write an entry that is complete at once; give its folder.
+
+    Args:
+        outbox: the outbox.
+        identity: hash of what was judged, on what, and how; an entry of the same identity that
+            still waits is left as it is.
+        document: what the sender needs to know.
+        files: copied into the entry, by artifact path.
+    """
+    for folder in entries(outbox):
+        if folder.name.endswith(f"-evaluation-{identity[:16]}"):
+            return folder
+    folder = _named(outbox, "evaluation", identity)
+    _create(folder, [{"evaluation": {**document}}], files)
+    return folder
+
+
+def entries(outbox: Path) -> list[Path]:
+    """The entries, oldest first."""
+    if not outbox.is_dir():
+        return []
+    return sorted(path for path in outbox.iterdir() if path.is_dir() and path.name[0] != ".")
+
+
+def records(folder: Path, offset: int = 0) -> Iterator[tuple[dict[str, Any], int]]:
+    """The whole records of a journal from a byte offset on, each with the offset behind it."""
+    try:
+        data = (folder / JOURNAL).read_bytes()[offset:]
+    except FileNotFoundError:
+        return
+    for line in data[: data.rfind(b"\n") + 1].splitlines(keepends=True):
+        offset += len(line)
+        yield json.loads(line), offset
+
+
+def is_open(folder: Path) -> bool:
+    """Whether a living process still writes this entry."""
+    kind_and_key = folder.name.partition("-")[2]
+    return is_locked(folder.parent / f".{kind_and_key}.lock")
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether the training of this entry came to its end."""
+    return any(line.get("close", {}).get("status") == "FINISHED" for line, _ in records(folder))
+
+
+def now() -> int:
+    """Milliseconds since 1970, as MLflow counts time."""
+    return time.time_ns() // 1_000_000
+
+
+# The sender, seen from a stage.
+
+
+class Doing(NamedTuple):
+    """What the sender says it is doing, and since when (seconds since 1970)."""
+
+    pid: int
+    what: str  # starting | preparing | sending | idle | waiting
+    detail: str
+    since: float
+    environment: str
+
+
+def start_sender(outbox: Path) -> None:
+    """Have a sender run for this outbox: in the background, at low priority, never in the way.
+
+    It has no terminal and its own process group, so Ctrl-C and a closed pipe don't reach it;
+    it ends by itself when nothing is left to send.
+    """
+    outbox.mkdir(parents=True, exist_ok=True)
+    if is_locked(outbox / ".sender.lock"):
+        doing = sender(outbox)
+        if doing is None or doing.environment == environment():
+            return
+        _stop(doing.pid, outbox)
+    source = str(Path(__file__).resolve().parents[2])
+    with (outbox / ".sender.log").open("ab") as log:
+        subprocess.Popen(
+            [sys.executable, "-m", "digits.tracking.sender", str(outbox)],
+            cwd=outbox.parents[1],
+            env={**os.environ, "PYTHONPATH": os.pathsep.join([source, *_python_path()])},
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            process_group=0,
+        )
+
+
+def _python_path() -> list[str]:
+    return [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
+
+
+def sender(outbox: Path) -> Doing | None:
+    """What the sender last said; None if there never was one."""
+    try:
+        return Doing(**json.loads((outbox / ".sender.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def wait(outbox: Path, patience: float) -> str:
+    """Wait until everything is delivered; give '' or, in a few words, why it is not.
+
+    Waits as long as the sender gets on. A server that fails or doesn't answer is given
+    `patience` seconds.
+    """
+    began = time.time()
+    restarts = 0
+    while pending(outbox):
+        doing = sender(outbox) if is_locked(outbox / ".sender.lock") else None
+        if doing is None and time.time() - began > 1 + restarts:
+            if restarts == 3:
+                return f"the sender does not run; see {outbox / '.sender.log'}"
+            start_sender(outbox)
+            restarts += 1
+        elif doing is not None and doing.what in ("sending", "waiting"):
+            stuck = time.time() - max(doing.since, began)
+            if stuck > patience + (HANG_SECONDS if doing.what == "sending" else 0):
+                return doing.detail or f"no answer for {stuck:.0f} s"
+        time.sleep(0.02)
+    return ""
+
+
+def pending(outbox: Path) -> list[Path]:
+    """The entries that hold something undelivered."""
+    return [folder for folder in entries(outbox) if unsent(folder)]
+
+
+def told(outbox: Path) -> set[str]:
+    """The identities of the evaluations that were delivered to the store configured now."""
+    try:
+        lines = (outbox / ".told").read_text(encoding="utf-8").split()
+    except OSError:
+        return set()
+    here = f"@{_store_here(outbox)}"
+    return {line.removesuffix(here) for line in lines if line.endswith(here)}
+
+
+def note_told(outbox: Path, identity: str) -> None:
+    """Remember that an evaluation was delivered to the store configured now."""
+    with (outbox / ".told").open("a", encoding="utf-8") as file:
+        file.write(f"{identity}@{_store_here(outbox)}\n")
+
+
+def _store_here(outbox: Path) -> str:
+    """Which store the environment names; a new sqlite file at the old place is another one."""
+    uri = os.environ.get("MLFLOW_TRACKING_URI", "")
+    if not uri:
+        with contextlib.suppress(OSError):
+            uri = f"sqlite {(outbox.parents[1] / 'mlflow.db').stat().st_ino}"
+    return hashlib.sha256(uri.encode()).hexdigest()[:16]
+
+
+def unsent(folder: Path) -> int:
+    """How many bytes of an entry's journal are not delivered yet."""
+    try:
+        return (folder / JOURNAL).stat().st_size - int(sent(folder).get("offset", 0))
+    except FileNotFoundError:
+        return 0
+
+
+def sent(folder: Path) -> dict[str, Any]:
+    """What the sender remembers of an entry."""
+    try:
+        document = json.loads((folder / SENT).read_text(encoding="utf-8"))
+        return document if isinstance(document, dict) else {}
+    except (OSError, ValueError):
+        return {}
+
+
+def environment() -> str:
+    """A fingerprint of what decides where the sender delivers; reveals nothing of it."""
+    told = sorted(item for item in os.environ.items() if item[0].startswith(ENVIRONMENT))
+    return hashlib.sha256(repr(told).encode()).hexdigest()[:16]
+
+
+def is_locked(path: Path) -> bool:
+    """Whether a living process holds the lock file."""
+    try:
+        with path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            return False
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+
+
+def _stop(pid: int, outbox: Path) -> None:
+    try:
+        os.kill(pid, signal.SIGTERM)
+    except ProcessLookupError:
+        return
+    deadline = time.monotonic() + 10
+    while is_locked(outbox / ".sender.lock") and time.monotonic() < deadline:
+        time.sleep(0.02)
+
+
+def _claim(outbox: Path, key: str) -> tuple[Path, IO[str]]:
+    """The folder of this training's entry, which may not exist yet, and its lock, held."""
+    outbox.mkdir(parents=True, exist_ok=True)
+    lock = _locked(outbox / f".training-{key[:16]}.lock")
+    for folder in entries(outbox):
+        if folder.name.endswith(f"-training-{key[:16]}") and not is_finished(folder):
+            return folder, lock
+    return _named(outbox, "training", key), lock
+
+
+def _named(outbox: Path, kind: str, identity: str) -> Path:
+    return outbox / f"{now():013d}-{kind}-{identity[:16]}"
+
+
+def _create(folder: Path, lines: Iterable[Mapping[str, Any]], files: Mapping[str, Path]) -> None:
+    aside = folder.with_name(f".{folder.name}.{os.getpid()}")
+    try:
+        (aside / FILES).mkdir(parents=True)
+        for name, source in files.items():
+            _copy(source, aside / FILES / name)
+        with (aside / JOURNAL).open("w", encoding="utf-8") as file:
+            file.writelines(json.dumps(line) + "\n" for line in lines)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.rename(folder)
+        sync(folder.parent)
+    except OSError as error:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise UserError(
+            f"cannot write {folder}: {error.strerror}; make room or make it writable, run again"
+        ) from error
+
+
+def _copy(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(source, target)
+    sync(target)
+
+
+def _locked(path: Path) -> IO[str]:
+    """Hold the lock file until this process ends; waits for another that holds it."""
+    file = path.open("a")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        print("train: the same training runs already; waiting for it to end", file=sys.stderr)
+        fcntl.flock(file, fcntl.LOCK_EX)
+    return file
+
+
+def _repair(journal: Path) -> dict[str, int]:
+    """Cut off a last record that is not whole; give the last step written of each key."""
+    written: dict[str, int] = {}
+    good = 0
+    with journal.open("r+b") as file:
+        for line in file:
+            try:
+                record = json.loads(line)
+            except ValueError:
+                break
+            good += len(line)
+            for key, _, step in record.get("metrics", ()):
+                written[key] = step
+        file.truncate(good)
+    return written

@@ -1,0 +1,83 @@
+"""The process that delivers the outbox: one for each outbox, started by the stages.
+
+It may be killed at any moment: what it did is remembered after it was done, and doing it again
+changes nothing. It ends by itself when nothing is left and nobody writes.
+"""
+
+import fcntl
+import os
+import signal
+import sys
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from digits.files import write_json
+from digits.tracking import outbox
+from digits.tracking.failures import Unreachable
+
+IDLE_SECONDS = 15.0
+OUTAGE_SECONDS = 60.0
+NICENESS = 19
+PAUSE, PAUSE_WHILE_TRAINING, LONGEST_PAUSE = 0.05, 1.0, 4.0
+
+
+@dataclass
+class Status:
+    """Says in `.sender.json` what the sender is doing, for those who wait for it."""
+
+    folder: Path
+    what: str = ""
+    detail: str = ""
+
+    def say(self, what: str, detail: str) -> None:
+        """Write what is being done, since now; a state that lasts keeps its beginning."""
+        if what == self.what != "sending" and detail == self.detail:
+            return
+        self.what, self.detail = what, detail
+        doing = outbox.Doing(os.getpid(), what, detail, time.time(), outbox.environment())
+        write_json(self.folder / ".sender.json", doing._asdict())
+
+
+def main(folder: Path) -> None:
+    """Deliver until there is nothing left to do."""
+    lock = (folder / ".sender.lock").open("a")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    os.nice(NICENESS)
+    status = Status(folder)
+    status.say("starting", "")
+    _deliver_until_idle(folder, status)
+
+
+def _deliver_until_idle(folder: Path, status: Status) -> None:
+    from digits.tracking.delivery import deliver_all, warm_up  # takes seconds: after the lock
+    from digits.tracking.store import Store
+
+    store = Store(folder.parents[1])
+    warming = threading.Thread(target=warm_up, daemon=True)
+    failures, last_good, last_needed = 0, time.monotonic(), time.monotonic()
+    while time.monotonic() - last_needed < IDLE_SECONDS:
+        someone_writes = any(map(outbox.is_open, outbox.entries(folder)))
+        try:
+            deliver_all(store, folder, status.say)
+            failures, last_good = 0, time.monotonic()
+            status.say("idle", "")
+        except Unreachable as error:
+            failures += 1
+            status.say("waiting", str(error))
+        in_outage = failures and time.monotonic() - last_good < OUTAGE_SECONDS
+        if someone_writes or in_outage:
+            last_needed = time.monotonic()
+        if not warming.ident:
+            warming.start()
+        busy_pause = PAUSE_WHILE_TRAINING if someone_writes else PAUSE
+        time.sleep(min(LONGEST_PAUSE, busy_pause * 2**failures))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,340 @@
+"""The one room that imports mlflow: what the rest of the project wants to say, in MLflow's words.
+
+Everything here may be called again with the same arguments and changes nothing then: runs are
+found by tag before they are made, points carry the time at which they were written to disk (the
+store's primary key holds it), parameters and tags are set to what they are already.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+# Read by mlflow when it is imported: fail soon, the outbox does the retrying.
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+os.environ.setdefault("MLFLOW_ARTIFACT_UPLOAD_DOWNLOAD_TIMEOUT", "10")
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("DO_NOT_TRACK", "true")
+
+from mlflow import MlflowClient
+from mlflow.entities import (
+    Dataset,
+    DatasetInput,
+    InputTag,
+    LoggedModelOutput,
+    LoggedModelStatus,
+    Metric,
+    Param,
+    Run,
+    RunTag,
+)
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+from mlflow.store.tracking import SEARCH_MAX_RESULTS_THRESHOLD
+
+from digits.tracking.failures import Refused, Unreachable
+from digits.tracking.redact import redact
+
+# Tags: the names under which runs are found again.
+MODEL, KEY, ENTRY = "dvc.model", "dvc.training", "outbox.entry"
+EVALUATION, EVALUATION_ENTRY = "dvc.evaluation", "outbox.evaluation"
+ORIGIN, PARENT, DUPLICATE = "origin", "mlflow.parentRunId", "duplicate_of"
+
+CHAMPION, CHALLENGER = "champion", "challenger"
+
+METRICS_A_CALL, PARAMS_A_CALL = 1000, 100
+LONGEST_TAG, LONGEST_PARAM = 5000, 6000
+REFUSALS = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_DOES_NOT_EXIST", "INVALID_STATE")
+
+TimedPoint = tuple[str, float, int, int]  # key, value, step, milliseconds
+
+
+def default_uri(root: Path) -> str:
+    """MLFLOW_TRACKING_URI if set, else the project's own sqlite file."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root / 'mlflow.db'}"
+
+
+class Store:
+    """A tracking server or database, and the model registry beside it."""
+
+    def __init__(self, root: Path, uri: str | None = None) -> None:
+        self.root = root
+        self.uri = uri or default_uri(root)
+        self.client = MlflowClient(self.uri, os.environ.get("MLFLOW_REGISTRY_URI"))
+        self._reached = False
+
+    def ping(self) -> None:
+        """Reach the store once; makes the sqlite file if need be."""
+        if not self._reached:
+            self.client.search_experiments(max_results=1)
+            self._reached = True
+
+    # Runs.
+
+    def experiment(self, name: str) -> str:
+        """The id of an experiment, made if need be."""
+        found = self.client.get_experiment_by_name(name)
+        if found is None:
+            local = self.uri.startswith("sqlite")
+            location = (self.root / "mlartifacts").as_uri() if local else None
+            try:
+                return str(self.client.create_experiment(name, location))
+            except MlflowException:
+                found = self.client.get_experiment_by_name(name)  # another was faster
+                if found is None:
+                    raise
+        if found.lifecycle_stage == "deleted":
+            self.client.restore_experiment(found.experiment_id)
+        return str(found.experiment_id)
+
+    def runs(self, **tags: str) -> list[Run]:
+        """The runs of all experiments that carry all these tags, oldest first.
+
+        Tag names are given with `_` for `.`.
+        """
+        return self.tagged({name.replace("_", "."): value for name, value in tags.items()})
+
+    def tagged(self, tags: Mapping[str, str]) -> list[Run]:
+        """The active runs of all experiments that carry all these tags, oldest first."""
+        experiments = [item.experiment_id for item in self.client.search_experiments()]
+        condition = " and ".join(f"tags.`{name}` = '{value}'" for name, value in tags.items())
+        found = self.client.search_runs(
+            experiments,
+            condition,
+            max_results=min(1000, SEARCH_MAX_RESULTS_THRESHOLD),
+            order_by=["attributes.start_time ASC"],
+        )
+        return list(found)
+
+    def run_of_model(self, md5: str) -> Run | None:
+        """The run whose result is the model file with this content."""
+        runs = [run for run in self.tagged({MODEL: md5}) if PARENT not in run.data.tags]
+        return runs[0] if runs else None
+
+    def create_run(
+        self,
+        experiment: str,
+        name: str,
+        tags: Mapping[str, str],
+        start: int,
+        unique: str,
+    ) -> str:
+        """The run that carries the tag `unique` with the value of `tags[unique]`, made if need be.
+
+        Returns:
+            The run's id.
+        """
+        known = self.tagged({unique: tags[unique]})
+        if known:
+            return str(known[0].info.run_id)
+        short = {key: value[:LONGEST_TAG] for key, value in tags.items()}
+        run = self.client.create_run(self.experiment(experiment), start, short, name)
+        return str(run.info.run_id)
+
+    def tag(self, run_id: str, tags: Mapping[str, str]) -> None:
+        """Set tags of a run."""
+        values = [RunTag(key, value[:LONGEST_TAG]) for key, value in tags.items()]
+        self.client.log_batch(run_id, tags=values)
+
+    def params(self, run_id: str, params: Mapping[str, Any]) -> None:
+        """Set parameters of a run."""
+        values = [Param(key, str(value)[:LONGEST_PARAM]) for key, value in params.items()]
+        for start in range(0, len(values), PARAMS_A_CALL):
+            self.client.log_batch(run_id, params=values[start : start + PARAMS_A_CALL])
+
+    def points(self, run_id: str, points: Sequence[TimedPoint]) -> None:
+        """Log points of curves."""
+        metrics = [Metric(key, value, time, step) for key, value, step, time in points]
+        for start in range(0, len(metrics), METRICS_A_CALL):
+            self.client.log_batch(run_id, metrics[start : start + METRICS_A_CALL])
+
+    def dataset(self, run_id: str, context: str, dataset: Mapping[str, Any]) -> None:
+        """Say which data a run used: name, digest (the DVC hash), path, images, classes."""
+        shape = [dataset["images"], 1, 28, 28]
+        entity = Dataset(
+            name=dataset["name"],
+            digest=dataset["digest"],
+            source_type="local",
+            source=json.dumps({"uri": dataset["path"]}),
+            schema=json.dumps(_tensor_schema()),
+            profile=json.dumps({"features_shape": shape, "targets_shape": shape[:1]}),
+        )
+        inputs = DatasetInput(entity, [InputTag("mlflow.data.context", context)])
+        self.client.log_inputs(run_id, [inputs])
+
+    def artifacts(self, run_id: str, folder: Path, names: Iterable[str]) -> None:
+        """Upload files of a folder under their own relative paths."""
+        for name in names:
+            parent = str(Path(name).parent)
+            self.client.log_artifact(run_id, str(folder / name), None if parent == "." else parent)
+
+    def start(self, run_id: str) -> None:
+        """Say that a run goes on."""
+        self.client.update_run(run_id, status="RUNNING")
+
+    def end(self, run_id: str, status: str, time: int) -> None:
+        """Say how a run ended: FINISHED, FAILED or KILLED."""
+        self.client.set_terminated(run_id, status, time)
+
+    def fold(self, duplicate: str, original: str, moment: int) -> None:
+        """Two runs gave the same bytes: the first stays, and says that it was reproduced."""
+        tags = self.client.get_run(duplicate).data.tags
+        self.tag(duplicate, {DUPLICATE: original})
+        commit = tags.get("git.commit", "unknown commit")
+        self.tag(original, {f"reproduced.{moment}": f"same bytes again, at {commit}"})
+        self.client.delete_run(duplicate)
+
+    # Models.
+
+    def model_id(self, run_id: str) -> str | None:
+        """The logged model of a run, if it is whole."""
+        outputs = self.client.get_run(run_id).outputs
+        for output in outputs.model_outputs if outputs else []:
+            if self.client.get_logged_model(output.model_id).status == LoggedModelStatus.READY:
+                return str(output.model_id)
+        return None
+
+    def log_model(self, run_id: str, folder: Path, md5: str) -> str:
+        """Upload an exported model folder and tie it to its run.
+
+        Returns:
+            The logged model's id.
+        """
+        from mlflow.models import Model
+
+        known = self.model_id(run_id)
+        if known is not None:
+            return known
+        run = self.client.get_run(run_id)
+        logged = self.client.create_logged_model(
+            run.info.experiment_id,
+            name="model",
+            source_run_id=run_id,
+            tags={MODEL: md5},
+            params=dict(run.data.params),
+            model_type="classifier",
+        )
+        model = Model.load(str(folder))
+        model.model_id = model.model_uuid = logged.model_id
+        model.run_id, model.artifact_path = run_id, logged.artifact_location
+        model.flavors["python_function"]["config"] = {"device": "cpu"}  # exported on the CPU
+        model.save(str(folder / "MLmodel"))
+        self.client.log_model_artifacts(logged.model_id, str(folder))
+        self.client.finalize_logged_model(logged.model_id, LoggedModelStatus.READY)
+        self.client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step=0)])
+        return str(logged.model_id)
+
+    def scores(
+        self,
+        run_id: str,
+        values: Mapping[str, float],
+        model_id: str,
+        dataset: Mapping[str, Any],
+        time: int,
+    ) -> None:
+        """Log an evaluation's numbers, tied to the model and the data they were measured on."""
+        metrics = [
+            Metric(
+                key,
+                value,
+                time,
+                0,
+                model_id=model_id,
+                dataset_name=dataset["name"],
+                dataset_digest=dataset["digest"],
+                run_id=run_id,
+            )
+            for key, value in values.items()
+        ]
+        self.client.log_batch(run_id, metrics)
+
+    # Registry.
+
+    def version_of(self, name: str, md5: str) -> ModelVersion | None:
+        """The registered version that is this model file."""
+        condition = f"name = '{name}' and tags.`{MODEL}` = '{md5}'"
+        found = list(self.client.search_model_versions(condition))
+        return found[0] if found else None
+
+    def register(self, name: str, md5: str, model_id: str, run_id: str) -> str:
+        """Register a model as a new version, named challenger; once for each model file.
+
+        Returns:
+            The version.
+        """
+        known = self.version_of(name, md5)
+        if known is not None:
+            return str(known.version)
+        try:
+            self.client.create_registered_model(name)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+        version = self.client.create_model_version(
+            name, f"models:/{model_id}", run_id, tags={MODEL: md5}, model_id=model_id
+        )
+        self.client.set_registered_model_alias(name, CHALLENGER, version.version)
+        return str(version.version)
+
+    def alias(self, name: str, alias: str) -> ModelVersion | None:
+        """The version that an alias names, if there is one."""
+        try:
+            return self.client.get_model_version_by_alias(name, alias)
+        except MlflowException as error:
+            if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                return None
+            raise
+
+
+def export(net: Any, classes: int, example: Any, folder: Path) -> None:
+    """Write an MLflow model folder: a `pt2` graph with its weights, no pickle, none of our code.
+
+    Args:
+        net: a `digits.net.Net` on the CPU.
+        classes: how many.
+        example: uint8 array `[N, 1, 28, 28]`, N at least 2, kept as the input example.
+        folder: made anew.
+    """
+    import mlflow.pytorch
+    import numpy
+    import torch
+    from mlflow.models import ModelSignature
+    from mlflow.types import Schema, TensorSpec
+
+    shutil.rmtree(folder, ignore_errors=True)
+    mlflow.pytorch.save_model(
+        net.eval(),
+        str(folder),
+        signature=ModelSignature(
+            Schema([TensorSpec(numpy.dtype("uint8"), (-1, 1, 28, 28), "images")]),
+            Schema([TensorSpec(numpy.dtype("float32"), (-1, classes), "log_probabilities")]),
+        ),
+        input_example=example,
+        serialization_format="pt2",
+        pip_requirements=[
+            f"torch=={torch.__version__.partition('+')[0]}",
+            f"numpy=={numpy.__version__}",
+        ],
+    )
+
+
+def as_failure(error: Exception) -> Refused | Unreachable:
+    """What an exception out of the store means, in one line without secrets."""
+    message = redact(" ".join(str(error).split()))[:500] or type(error).__name__
+    code = getattr(error, "error_code", "")
+    return Refused(message) if code in REFUSALS else Unreachable(message)
+
+
+def _tensor_schema() -> dict[str, Any]:
+    def tensor(dtype: str, shape: list[int]) -> str:
+        return json.dumps([{"type": "tensor", "tensor-spec": {"dtype": dtype, "shape": shape}}])
+
+    return {
+        "mlflow_tensorspec": {
+            "features": tensor("uint8", [-1, 1, 28, 28]),
+            "targets": tensor("uint8", [-1]),
+        }
+    }
