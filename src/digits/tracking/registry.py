@@ -134,17 +134,15 @@ def _now() -> str:
 
 
 def _version(store: Store, model: str, version: str | None) -> Any:
-    from mlflow.exceptions import MlflowException
-
     if version is None:
         found = store.alias(model, CHALLENGER)
         if found is None:
             raise UserError(f"{model} has no {CHALLENGER}; `dvc repro` and `digits sync` make one")
         return found
-    try:
-        return store.client.get_model_version(model, version)
-    except MlflowException as error:
-        raise UserError(f"{model} has no version {version}") from error
+    named = store.version(model, version)
+    if named is None:
+        raise UserError(f"{model} has no version {version}")
+    return named
 
 
 def _measured(store: Store, version: Any, test: Path, rule: Rule) -> dict[str, float]:
@@ -160,7 +158,7 @@ def _measured(store: Store, version: Any, test: Path, rule: Rule) -> dict[str, f
 
 def _measure(store: Store, version: Any, test: Path, digest: str, rule: Rule) -> dict[str, float]:
     split = processed.read(test)
-    values, of_class = _scores_of(version, split, rule.bins)
+    values, of_class = _scores_of(store, version, split, rule.bins)
     flat = {f"test/{name}": value for name, value in values.items()}
     for i, label in enumerate(split.facts.classes):
         flat |= {f"test/{name}/{label}": float(column[i]) for name, column in of_class.items()}
@@ -193,12 +191,10 @@ def _measure(store: Store, version: Any, test: Path, digest: str, rule: Rule) ->
     return flat
 
 
-def _scores_of(version: Any, split: processed.Split, bins: int) -> tuple[dict[str, Any], Any]:
-    import mlflow.pyfunc
-
-    model = mlflow.pyfunc.load_model(version.source)
-    parts = [model.predict(split.images[i : i + 1000]) for i in range(0, len(split), 1000)]
-    output = np.concatenate(parts).astype(float)
+def _scores_of(
+    store: Store, version: Any, split: processed.Split, bins: int
+) -> tuple[dict[str, Any], Any]:
+    output = store.log_probabilities(version, split.images).astype(float)
     if output.shape != (len(split), len(split.facts.classes)):
         raise DataError(f"version {version.version} doesn't know the classes of this test split")
     matrix = confusion(split.labels, output.argmax(1), output.shape[1])

@@ -46,6 +46,7 @@ ORIGIN, PARENT, DUPLICATE = "origin", "mlflow.parentRunId", "duplicate_of"
 CHAMPION, CHALLENGER = "champion", "challenger"
 
 METRICS_A_CALL, PARAMS_A_CALL = 1000, 100
+BATCH = 1000
 LONGEST_TAG, LONGEST_PARAM = 5000, 6000
 REFUSALS = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_DOES_NOT_EXIST", "INVALID_STATE")
 
@@ -278,6 +279,25 @@ class Store:
         )
         self.client.set_registered_model_alias(name, CHALLENGER, version.version)
         return str(version.version)
+
+    def version(self, name: str, version: str) -> ModelVersion | None:
+        """A registered version, if there is one."""
+        try:
+            return self.client.get_model_version(name, version)
+        except MlflowException as error:
+            if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                return None
+            raise
+
+    def log_probabilities(self, version: ModelVersion, images: Any) -> Any:
+        """What a registered version answers to uint8 images `[N, 1, 28, 28]`: `[N, classes]`."""
+        import mlflow
+        import numpy
+
+        mlflow.set_tracking_uri(self.uri)
+        model = mlflow.pyfunc.load_model(version.source)
+        parts = [model.predict(images[i : i + BATCH]) for i in range(0, len(images), BATCH)]
+        return numpy.concatenate(parts)
 
     def alias(self, name: str, alias: str) -> ModelVersion | None:
         """The version that an alias names, if there is one."""
