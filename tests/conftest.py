@@ -1,0 +1,233 @@
+"""A clone of the working tree in a temporary folder, and one in which the pipeline has run."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from digits.tracking import outbox
+from digits.tracking.store import Store
+
+HERE = Path(__file__).resolve().parents[1]
+DROPPED = ("MLFLOW_", "_MLFLOW_", "DVC_", "AWS_", "GIT_", "PYTHON", "DATA_MIRROR", "VIRTUAL_ENV")
+TIMEOUT_SECONDS = 240.0
+
+SMALL: Mapping[str, Any] = {
+    "download.dataset": "mnist-5k",
+    "train.epochs": 2,
+    "train.batch_size": 128,
+    "train.log_every": 2,
+    "train.threads": 1,
+    "train.device": "cpu",
+    "evaluate.device": "cpu",
+    "evaluate.mistakes": 4,
+}
+
+
+@dataclass
+class Project:
+    """A git and DVC checkout of this project, and the environment its commands run in."""
+
+    root: Path
+    env: dict[str, str] = field(repr=False)
+
+    def run(
+        self, *command: str, check: bool = True, timeout: float = TIMEOUT_SECONDS, **env: str
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a command in the root; its output, stdout and stderr together, is text."""
+        done = subprocess.run(
+            command,
+            cwd=self.root,
+            env=self.env | env,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=timeout,
+        )
+        if check and done.returncode:
+            raise AssertionError(f"{' '.join(command)} gave {done.returncode}:\n{done.stdout}")
+        return done
+
+    def git(self, *arguments: str) -> str:
+        return self.run("git", *arguments).stdout.strip()
+
+    def dvc(self, *arguments: str, **how: Any) -> subprocess.CompletedProcess[str]:
+        return self.run("dvc", *arguments, **how)
+
+    def digits(self, *arguments: str, **how: Any) -> subprocess.CompletedProcess[str]:
+        how = {"PYTHONPATH": str(self.root / "src"), **how}
+        return self.run("python", "-m", "digits.cli", *arguments, **how)
+
+    def stage(self, name: str, **how: Any) -> subprocess.CompletedProcess[str]:
+        """Run a stage's script alone, without dvc."""
+        return self.run("python", f"src/{name}.py", **how)
+
+    def params(self, values: Mapping[str, Any]) -> None:
+        """Change params.yaml: values by names like train.epochs."""
+        path = self.root / "params.yaml"
+        document = yaml.safe_load(path.read_text())
+        for name, value in values.items():
+            section, _, key = name.partition(".")
+            document[section][key] = value
+        path.write_text(yaml.safe_dump(document, sort_keys=False))
+
+    def commit(self, message: str = "Change") -> str:
+        """Commit everything that git doesn't ignore; give the commit's id."""
+        self.git("add", "--all")
+        self.git("commit", "--quiet", "--allow-empty", "--message", message)
+        return self.git("rev-parse", "HEAD")
+
+    @property
+    def outbox(self) -> Path:
+        return self.root / ".digits" / "outbox"
+
+    @property
+    def model(self) -> Path:
+        return self.root / "models" / "net.safetensors"
+
+    def metrics(self) -> dict[str, float]:
+        """The test's numbers in reports/metrics.json."""
+        found: dict[str, float] = json.loads((self.root / "reports/metrics.json").read_text())[
+            "test"
+        ]
+        return found
+
+    def store(self) -> Store:
+        """The store that this project's commands are told to use."""
+        uri = self.env.get("MLFLOW_TRACKING_URI") or f"sqlite:///{self.root / 'mlflow.db'}"
+        return Store(self.root, uri)
+
+    def with_env(self, **env: str) -> Project:
+        """The same checkout, its commands run with more environment variables."""
+        return replace(self, env=self.env | env)
+
+    def stop_sender(self) -> None:
+        """End the sender that a command in this checkout started, if one is alive."""
+        lock = self.outbox / ".sender.lock"
+        doing = outbox.sender(self.outbox)
+        if doing is None or not outbox.is_locked(lock):
+            return
+        with suppress(ProcessLookupError):
+            os.kill(doing.pid, signal.SIGTERM)
+        deadline = time.monotonic() + 10
+        while outbox.is_locked(lock) and time.monotonic() < deadline:
+            time.sleep(0.02)
+
+    def copy(self, root: Path) -> Project:
+        """Another checkout like this one, its store and all; this one's sender must not run."""
+        shutil.copytree(self.root, root, symlinks=True)
+        database = root / "mlflow.db"
+        if database.exists():
+            _move_paths(database, str(self.root), str(root))
+        return Project(root, dict(self.env))
+
+
+def _move_paths(database: Path, old: str, new: str) -> None:
+    """Let a copied store name the folders of the copy."""
+    with closing(sqlite3.connect(database)) as connection, connection:
+        tables = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
+        for (table,) in tables.fetchall():
+            for column in connection.execute(f"PRAGMA table_info('{table}')").fetchall():
+                connection.execute(
+                    f'UPDATE "{table}" SET "{column[1]}" = replace("{column[1]}", ?, ?) '
+                    f'WHERE "{column[1]}" LIKE ?',
+                    (old, new, f"%{old}%"),
+                )
+
+
+@pytest.fixture(scope="session")
+def clean_environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """What a person's shell would have, and nothing that says where to track, mirror or cache."""
+    home = tmp_path_factory.mktemp("home")
+    env = {key: value for key, value in os.environ.items() if not key.startswith(DROPPED)}
+    return env | {
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
+        "SHELL": "/bin/sh",
+        "HOME": str(home),
+        "DVC_NO_ANALYTICS": "true",
+        "DVC_SITE_CACHE_DIR": str(home / "dvc"),
+        "GIT_CONFIG_GLOBAL": os.devnull,
+        "GIT_CONFIG_NOSYSTEM": "1",
+        "GIT_AUTHOR_NAME": "A. Tester",
+        "GIT_AUTHOR_EMAIL": "tester@example.org",
+        "GIT_COMMITTER_NAME": "A. Tester",
+        "GIT_COMMITTER_EMAIL": "tester@example.org",
+    }
+
+
+@pytest.fixture(scope="session")
+def bare_project(
+    tmp_path_factory: pytest.TempPathFactory, clean_environment: dict[str, str]
+) -> Project:
+    """The working tree as one commit, with small parameters, nothing run; only to be copied."""
+    project = Project(tmp_path_factory.mktemp("bare") / "project", clean_environment)
+    project.root.mkdir()
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=HERE,
+        capture_output=True,
+        check=True,
+    )
+    for name in filter(None, listed.stdout.decode().split("\0")):
+        source, target = HERE / name, project.root / name
+        if source.is_file() and not name.startswith("tests/") and name != "dvc.lock":
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(source, target)
+    project.params(SMALL)
+    project.git("init", "--quiet", "--initial-branch=main")
+    project.commit("The project")
+    return project
+
+
+@pytest.fixture(scope="session")
+def finished_project(bare_project: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """One in which `dvc repro` ran, all is delivered, and dvc.lock committed; only to be copied."""
+    project = bare_project.copy(tmp_path_factory.mktemp("finished") / "project")
+    try:
+        project.dvc("repro")
+        project.digits("sync", "--wait", "60")
+    finally:
+        project.stop_sender()
+    project.commit("Results")
+    return project
+
+
+@pytest.fixture
+def copy_of(tmp_path: Path) -> Iterator[Callable[[Project], Project]]:
+    """Make copies of a project that live as long as the test; their senders end with it."""
+    made: list[Project] = []
+
+    def copy(original: Project, name: str = "project") -> Project:
+        made.append(original.copy(tmp_path / f"{name}-{len(made)}"))
+        return made[-1]
+
+    yield copy
+    for project in made:
+        project.stop_sender()
+
+
+@pytest.fixture
+def bare(bare_project: Project, copy_of: Callable[[Project], Project]) -> Project:
+    """A project in which nothing has run yet, with small parameters (SMALL)."""
+    return copy_of(bare_project)
+
+
+@pytest.fixture
+def finished(finished_project: Project, copy_of: Callable[[Project], Project]) -> Project:
+    """A project in which the pipeline ran once and MLflow knows it, for this test alone."""
+    return copy_of(finished_project)
