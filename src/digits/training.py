@@ -5,14 +5,16 @@ It imports torch alone, so it can be run and checked on a bare GPU machine.
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from digits.blocked import BlockedGradients
 from digits.errors import DeviceError, DivergedError
 from digits.net import Net
 from digits.params import Train
@@ -149,7 +151,7 @@ def train(
     try:
         yield from _Loop(net, training, validation, recipe, machine, resume).run(snapshot_every)
     except RuntimeError as error:
-        if not _is_out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
         raise DeviceError(
             f"out of memory on {machine.device} with train.batch_size {recipe.batch_size}; "
@@ -159,9 +161,26 @@ def train(
 
 def evaluate(net: Net, data: Images, batch_size: int = EVALUATION_BATCH) -> Tensor:
     """Log-probabilities float32 `[N, classes]` of a whole split, in float32."""
-    net.eval()
     with torch.inference_mode():
         return torch.cat([net(images) for images in torch.split(data.images, batch_size)])
+
+
+@dataclass(frozen=True)
+class _Autograd:
+    """Loss and gradients of a batch, by autograd: for every device but the CPU."""
+
+    net: Net
+    precision: torch.dtype
+
+    def __call__(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean loss and how many were right; the gradients go into the parameters."""
+        mixed = self.precision != torch.float32
+        with torch.autocast(images.device.type, self.precision, enabled=mixed):
+            log_probabilities = self.net(images)
+        loss = F.nll_loss(log_probabilities, labels)
+        self.net.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss.detach(), (log_probabilities.detach().argmax(1) == labels).sum()
 
 
 @dataclass
@@ -176,6 +195,7 @@ class _Loop:
     def __post_init__(self) -> None:
         device = self.machine.device
         self.parameters = dict(self.net.named_parameters())
+        self.gradients = self._gradients()
         self.optimizer = _optimizer(self.net, self.recipe)
         self.batches = math.ceil(len(self.training.labels) / self.recipe.batch_size)
         self.steps = self.batches * self.recipe.epochs
@@ -191,7 +211,7 @@ class _Loop:
         while self.step < self.steps:
             epoch, first = divmod(self.step, self.batches)
             order = self._order(epoch)
-            self.net.train()
+            torch.set_num_threads(self.threads_in_batches)
             for indices in torch.split(order, self.recipe.batch_size)[first:]:
                 point = self._batch(indices)
                 if point is not None:
@@ -202,6 +222,14 @@ class _Loop:
             yield self._snapshot()
         if self.recipe.keep == "best":
             self.net.load_state_dict(self.best)
+
+    def _gradients(self) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        machine, size = self.machine, self.recipe.batch_size
+        if machine.device.type == "cpu":
+            self.threads_in_batches = 1
+            return BlockedGradients(self.net, machine.precision, machine.threads, size)
+        self.threads_in_batches = machine.threads
+        return _Autograd(self.net, machine.precision)
 
     def _within_epoch(self) -> bool:
         return self.step % self.batches != 0
@@ -216,18 +244,10 @@ class _Loop:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         images, labels = self.training.images[indices], self.training.labels[indices]
-        with torch.autocast(
-            self.machine.device.type,
-            self.machine.precision,
-            enabled=self.machine.precision != torch.float32,
-        ):
-            log_probabilities = self.net(images)
-        loss = F.nll_loss(log_probabilities, labels)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss, correct = self.gradients(images, labels)
         self.optimizer.step()
-        self.loss_sum += loss.detach() * len(labels)
-        self.correct += (log_probabilities.detach().argmax(1) == labels).sum()
+        self.loss_sum += loss * len(labels)
+        self.correct += correct
         step, self.step = self.step, self.step + 1
         if step % self.recipe.log_every:
             return None
@@ -249,6 +269,7 @@ class _Loop:
     def _validate(self) -> tuple[float | None, float | None]:
         if not len(self.validation.labels):
             return None, None
+        torch.set_num_threads(self.machine.threads)
         output = evaluate(self.net, self.validation)
         loss = F.nll_loss(output.double(), self.validation.labels).item()
         accuracy = (output.argmax(1) == self.validation.labels).double().mean().item()
@@ -261,6 +282,8 @@ class _Loop:
             self.best = {name: value.clone() for name, value in self.net.state_dict().items()}
 
     def _snapshot(self) -> Snapshot:
+        for value in (self.loss_sum, *self.parameters.values()):  # else the bad one is kept
+            _finite(value.detach().sum().item(), self.step)
         tensors = {
             "step": torch.tensor(self.step),
             "loss_sum": self.loss_sum,
@@ -348,7 +371,21 @@ def _precision(recipe: Train, device: torch.device) -> torch.dtype:
         return {"float32": torch.float32, "bfloat16": torch.bfloat16}[recipe.precision]
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
-    return torch.float32
+    return torch.bfloat16 if device.type == "cpu" and _bfloat16_pays() else torch.float32
+
+
+def _bfloat16_pays() -> bool:
+    """Whether the CPU multiplies matrices much faster in bfloat16.
+
+    AMD's with AVX512-BF16 (2.6 times as fast, measured) and Intel's with AMX do; Intel's with
+    AVX512-BF16 but no AMX have half their float32 rate in it (0.5, measured).
+    """
+    try:
+        described = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return False
+    flags = set(described.partition("flags")[2].partition("\n")[0].split())
+    return "amx_bf16" in flags or ("AuthenticAMD" in described and "avx512_bf16" in flags)
 
 
 def _describe(device: torch.device) -> str:
@@ -357,5 +394,6 @@ def _describe(device: torch.device) -> str:
     return f"{device.type} {torch.backends.cpu.get_cpu_capability()}"
 
 
-def _is_out_of_memory(error: RuntimeError) -> bool:
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether an error of torch says that a device's memory is too small."""
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
