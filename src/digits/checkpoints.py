@@ -39,7 +39,8 @@ def path(folder: Path, key: str) -> Path:
 
 def save(file: Path, tensors: Mapping[str, Tensor], key: str, history: Any) -> None:
     """Write a checkpoint, whole or not at all."""
-    weights.save(file, tensors, {"key": key, "history": history})
+    content = {"key": key, "history": history}
+    weights.save(file, tensors, {**content, "digest": _digest(tensors, content)})
 
 
 def load(file: Path, key: str) -> tuple[dict[str, Tensor], Any] | None:
@@ -50,7 +51,19 @@ def load(file: Path, key: str) -> tuple[dict[str, Tensor], Any] | None:
     """
     if not file.exists():
         return None
-    tensors, description = weights.load(file)
-    if description.get("key") != key or "history" not in description:
+    tensors, content = weights.load(file)
+    if content.pop("digest", None) != _digest(tensors, content):
+        raise DataError(f"{file} is damaged: its content has another hash than it had")
+    if content.get("key") != key:
         raise DataError(f"{file} is the checkpoint of another training")
-    return tensors, description["history"]
+    return tensors, content["history"]
+
+
+def _digest(tensors: Mapping[str, Tensor], content: Mapping[str, Any]) -> str:
+    """The hash of all that a checkpoint holds: safetensors itself has none."""
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode())
+    for name, tensor in sorted(tensors.items()):
+        array = tensor.detach().cpu().contiguous().numpy()
+        digest.update(f"{name} {array.dtype} {array.shape}".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()

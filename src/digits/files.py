@@ -3,6 +3,8 @@
 import hashlib
 import json
 import os
+import re
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,9 +25,12 @@ def written_whole(path: Path) -> Iterator[Path]:
     Raises:
         UserError: the folder can't be written to, or the disk is full.
     """
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    folder = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    aside = folder / path.name
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_abandoned(path.parent)
+        folder.mkdir(exist_ok=True)
         yield aside
         aside.chmod(READABLE)
         sync(aside)
@@ -37,7 +42,25 @@ def written_whole(path: Path) -> Iterator[Path]:
             "make room or make the folder writable, then run again"
         ) from error
     finally:
-        aside.unlink(missing_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _remove_abandoned(folder: Path) -> None:
+    """Remove what writers that were killed left aside in a folder."""
+    for path in folder.glob(".*.tmp"):
+        writer = re.fullmatch(r".*\.(\d{1,9})\.tmp", path.name)
+        if writer and not _is_alive(int(writer[1])):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def sync(path: Path) -> None:

@@ -1,5 +1,6 @@
 """The processed splits: what a file of data/processed holds, and how it is read and written."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -83,7 +84,11 @@ def _facts(description: Mapping[str, Any], path: Path) -> Facts:
         case {"dataset": str(dataset), "classes": [str(), str(), *_] as names, **rest}:
             classes = tuple(name for name in names if isinstance(name, str))
             match rest:
-                case {"mean": float(mean), "std": float(std)} if std > 0:
+                case _ if len(classes) < len(names):
+                    raise _not_a_split(path, "a class has no name")
+                case {"mean": float(mean), "std": float(std)}:
+                    if not (math.isfinite(mean) and 0 < std < math.inf):
+                        raise _not_a_split(path, f"its pixels have mean {mean}, deviation {std}")
                     return PixelFacts(dataset, classes, mean, std)
             return Facts(dataset, classes)
     raise _not_a_split(path, "its description is incomplete")

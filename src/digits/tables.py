@@ -2,6 +2,7 @@
 
 import csv
 import io
+import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,9 +32,16 @@ def read(path: Path, columns: Sequence[str]) -> list[list[float | None]]:
             raise ValueError(f"columns are {lines[0] if lines else 'missing'}")
         if any(len(line) != len(columns) for line in lines):
             raise ValueError("rows of different length")
-        return [[float(cell) if cell else None for cell in line] for line in lines[1:]]
+        return [[_number(cell) if cell else None for cell in line] for line in lines[1:]]
     except (ValueError, csv.Error) as error:
         raise DataError(
             f"{path} is not a table of {', '.join(columns)} ({error}); "
             "delete it and run `dvc repro`"
         ) from error
+
+
+def _number(cell: str) -> float:
+    value = float(cell)
+    if not math.isfinite(value):
+        raise ValueError(f"{cell} is no finite number")
+    return value

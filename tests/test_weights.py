@@ -1,0 +1,123 @@
+"""The model file and the checkpoint: what they hold is checked before it is used."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from digits import checkpoints, weights
+from digits.errors import DataError
+from digits.net import Net
+
+Tensors = dict[str, Tensor]
+DESCRIPTION = {"classes": [str(digit) for digit in range(10)]}
+
+
+def tensors() -> Tensors:
+    torch.manual_seed(0)
+    return {name: value.clone() for name, value in Net().state_dict().items()}
+
+
+def test_a_model_file_gives_the_same_net_and_the_same_bytes(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        weights.save(tmp_path / name, tensors(), DESCRIPTION)
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+    net, description = weights.load_net(tmp_path / "one")
+    assert description == DESCRIPTION
+    assert all(torch.equal(value, tensors()[name]) for name, value in net.state_dict().items())
+
+
+def with_value(name: str, value: float) -> Callable[[Tensors], Tensors]:
+    def change(values: Tensors) -> Tensors:
+        values[name].reshape(-1)[0] = value
+        return values
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda _: {}, "its last layer is"),
+        (lambda t: {k: v for k, v in t.items() if k != "conv1.weight"}, "no weights of this Net"),
+        (lambda t: t | {"more": torch.zeros(1)}, "no weights of this Net"),
+        (lambda t: t | {"conv1.weight": torch.zeros(20, 1, 3, 3)}, "no weights of this Net"),
+        (lambda t: t | {"conv1.bias": torch.zeros(20, dtype=torch.int8)}, "aren't float32"),
+        (lambda t: t | {"conv1.bias": torch.zeros(20, dtype=torch.float64)}, "aren't float32"),
+        (lambda t: t | {"fc2.bias": torch.zeros(11)}, "names 10 classes, but its last layer is"),
+        (with_value("fc1.weight", math.nan), "NaN or infinite"),
+        (with_value("fc1.weight", math.inf), "NaN or infinite"),
+        (with_value("std", 0.0), "deviation that isn't above 0"),
+        (with_value("std", -1.0), "deviation that isn't above 0"),
+    ],
+)
+def test_weights_that_are_not_those_of_a_net_are_refused(
+    tmp_path: Path, change: Callable[[Tensors], Tensors], words: str
+) -> None:
+    path = tmp_path / "net.safetensors"
+    weights.save(path, change(tensors()), DESCRIPTION)
+    with pytest.raises(DataError, match=words) as caught:
+        weights.load_net(path)
+    assert str(path) in str(caught.value)
+    assert "run `dvc repro`" in str(caught.value)
+
+
+@pytest.mark.parametrize("classes", [None, 10, "0123456789", [], ["0"], ["x"] * 10_000_000])
+def test_classes_that_do_not_fit_the_weights_are_refused(tmp_path: Path, classes: Any) -> None:
+    path = tmp_path / "net.safetensors"
+    weights.save(path, tensors(), {"classes": classes})
+    with pytest.raises(DataError, match="names"):
+        weights.load_net(path)
+
+
+def test_a_checkpoint_is_found_by_its_key_alone(tmp_path: Path) -> None:
+    key = checkpoints.key({"seed": 1})
+    path = checkpoints.path(tmp_path, key)
+    assert checkpoints.load(path, key) is None
+    checkpoints.save(path, tensors(), key, {"steps": [[0, 0.5]]})
+    found = checkpoints.load(path, key)
+    assert found is not None
+    assert found[1] == {"steps": [[0, 0.5]]}
+    assert all(torch.equal(value, tensors()[name]) for name, value in found[0].items())
+    with pytest.raises(DataError, match="another training"):
+        checkpoints.load(path, checkpoints.key({"seed": 2}))
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("checkpoint") / "whole.safetensors"
+    small = {"step": torch.tensor(7), "net": torch.arange(6.0).reshape(2, 3)}
+    checkpoints.save(path, small, "key", {"steps": [[1, 2.5]], "epochs": []})
+    return path
+
+
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_a_checkpoint_with_any_byte_changed_is_refused(
+    tmp_path: Path, checkpoint: Path, data: st.DataObject
+) -> None:
+    content = bytearray(checkpoint.read_bytes())
+    place = data.draw(st.integers(0, len(content) - 1))
+    content[place] ^= data.draw(st.integers(1, 255))
+    path = tmp_path / "damaged.safetensors"
+    path.write_bytes(content)
+    try:
+        loaded = checkpoints.load(path, "key")
+    except DataError:
+        return
+    whole = checkpoints.load(checkpoint, "key")
+    assert loaded is not None and whole is not None
+    assert loaded[1] == whole[1]
+    assert all(torch.equal(value, whole[0][name]) for name, value in loaded[0].items())
+
+
+def test_the_hashes_of_the_code_are_by_name_and_of_this_project_alone() -> None:
+    code = checkpoints.code()
+    assert "digits/checkpoints.py" in code
+    assert not any(name.startswith(("/", "..")) for name in code)
