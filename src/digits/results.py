@@ -44,6 +44,10 @@ def put(params: Params, paths: Paths, state: State) -> Path:
             "run `dvc repro`"
         )
     _, description = tensorfile.read(paths.model)
+    if not {"data", "dataset", "images", "params"} <= set(description):
+        raise DataError(
+            f"{paths.model} doesn't say what it was made from; delete it and run `dvc repro`"
+        )
     test = processed.read(paths.split("test"))
     files = _artifacts(paths)
     carried = {
@@ -88,11 +92,17 @@ def _artifacts(paths: Paths) -> dict[str, Path]:
 
 
 def _flat_scores(paths: Paths) -> dict[str, float]:
-    test = read_json(paths.reports / "metrics.json")["test"]
-    flat = {f"test/{name}": value for name, value in test.items()}
-    for label, values in read_json(paths.reports / "classes.json").items():
-        flat |= {f"test/{name}/{label}": value for name, value in values.items()}
-    return flat
+    try:
+        test = read_json(paths.reports / "metrics.json")["test"]
+        flat = {f"test/{name}": float(value) for name, value in test.items()}
+        for label, values in read_json(paths.reports / "classes.json").items():
+            flat |= {f"test/{name}/{label}": float(value) for name, value in values.items()}
+        return flat
+    except (LookupError, AttributeError, TypeError, ValueError) as error:
+        raise DataError(
+            f"{paths.reports}/metrics.json or classes.json holds no such numbers as evaluate "
+            "writes; run `dvc repro --force --single-item evaluate`"
+        ) from error
 
 
 def _lineage(paths: Paths, same: dict[str, Any], description: dict[str, Any]) -> dict[str, Any]:

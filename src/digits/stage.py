@@ -24,7 +24,17 @@ def run(name: str, main: Callable[[], None]) -> None:
         print(f"{name}: interrupted; the next `dvc repro` goes on from here", file=sys.stderr)
         sys.exit(EXIT_INTERRUPTED)
     except MemoryError:
-        sys.exit(f"{name}: out of memory; close other programs, or lower {name}.batch_size")
+        sys.exit(f"{name}: out of memory; close other programs{_or_lower(name)}, then run again")
+    except OSError as error:
+        where = f" {error.filename}" if error.filename else ""
+        sys.exit(
+            f"{name}: cannot read or write{where}: {error.strerror or error}; "
+            "make room or make it accessible, then run again"
+        )
+
+
+def _or_lower(name: str) -> str:
+    return f" or lower {name}.batch_size" if name in ("train", "evaluate") else ""
 
 
 def say(name: str, message: str) -> None:
