@@ -1,5 +1,7 @@
 """Bring a file from the first source that has it whole: bounded in time and size, resumable."""
 
+import base64
+import errno
 import os
 import shutil
 import socket
@@ -21,6 +23,7 @@ from digits.files import CHUNK_BYTES, md5, written_whole
 TIMEOUT_SECONDS = 15.0
 LEAST_BYTES_PER_SECOND = 1_000
 MAX_BYTES = 1 << 30
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # this machine's fault, not the source's
 
 
 class _SameKindOfRedirect(urllib.request.HTTPRedirectHandler):
@@ -63,23 +66,38 @@ def fetch(name: str, checksum: str, sources: Iterable[str], partial: Path, targe
     part.parent.mkdir(parents=True, exist_ok=True)
     for source in sources:
         try:
-            _bring(name, source, part)
-            _verify(part, checksum)
+            _bring_verified(name, source, part, checksum)
+        except (OSError, HTTPException, ValueError) as error:
+            if isinstance(error, OSError) and error.errno in NO_ROOM:
+                raise
+            reasons.append(f"{shown(source)}: {reason(error)}")
+        else:
             with written_whole(target) as aside:
                 shutil.copyfile(part, aside)
             part.unlink()
             return source
-        except (OSError, HTTPException, ValueError) as error:
-            reasons.append(f"{shown(source)}: {reason(error)}")
     raise DownloadError(f"no source has {name}: " + "; ".join(reasons))
 
 
+def _bring_verified(name: str, source: str, part: Path, checksum: str) -> None:
+    resumed = is_url(source) and part.exists()
+    _bring(name, source, part)
+    try:
+        _verify(part, checksum)
+    except ValueError:
+        if not resumed:
+            raise
+        _bring(name, source, part)  # what was there before may have been another's half
+        _verify(part, checksum)
+
+
 def shown(source: str) -> str:
-    """A source without the user name and password its URL may carry."""
-    parts = urllib.parse.urlsplit(source)
-    if "@" not in parts.netloc:
+    """A source without the user name, password and query its URL may carry."""
+    if "://" not in source:
         return source
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+    scheme, _, rest = source.partition("://")
+    place, slash, path = rest.partition("/")
+    return f"{scheme}://{place.rpartition('@')[2]}{slash}{path}".partition("?")[0]
 
 
 def reason(error: Exception) -> str:
@@ -111,12 +129,12 @@ def _bring(name: str, source: str, part: Path) -> None:
 def _get(url: str, part: Path) -> None:
     """GET a URL into `part`, going on behind the bytes that are already there."""
     have = part.stat().st_size if part.exists() else 0
-    request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})  # noqa: S310
+    request = _request(url, have)
     opener = urllib.request.build_opener(_SameKindOfRedirect())
     try:
         response = opener.open(request, timeout=TIMEOUT_SECONDS)
     except urllib.error.HTTPError as error:
-        if error.code == 416:  # nothing lies behind what we have: start over
+        if error.code == 416 and have:  # nothing lies behind what we have: start over
             part.unlink()
             return _get(url, part)
         raise
@@ -130,6 +148,19 @@ def _get(url: str, part: Path) -> None:
     if total is not None and part.stat().st_size < total:
         raise ValueError(f"sent {part.stat().st_size:,} of {total:,} bytes")
     return None
+
+
+def _request(url: str, have: int) -> urllib.request.Request:
+    """A request for what lies behind `have` bytes; credentials go to this very host alone."""
+    parts = urllib.parse.urlsplit(url)
+    who, _, place = parts.netloc.rpartition("@")
+    request = urllib.request.Request(parts._replace(netloc=place).geturl())  # noqa: S310
+    if have:
+        request.add_header("Range", f"bytes={have}-")
+    if who:
+        token = base64.b64encode(urllib.parse.unquote_to_bytes(who)).decode()
+        request.add_unredirected_header("Authorization", f"Basic {token}")
+    return request
 
 
 def _store(response: HTTPResponse, part: Path, start: int, total: int | None) -> None:
