@@ -2,9 +2,9 @@
 
 The time of an epoch goes into moving activations between memory and cores, not into products.
 So a batch is cut into chunks whose activations stay in one core's own cache, each core works
-through its chunks alone (Python threads around single-threaded operators: nothing to join after
-every operator, and no stall when another program takes a core), and the batch is the *last*
-dimension of every activation, `[channels, y, x, N]`:
+through its chunks alone (a process each, around single-threaded operators: nothing to join after
+every operator, no interpreter lock to share, and no stall when another program takes a core), and
+the batch is the *last* dimension of every activation, `[channels, y, x, N]`:
 
 - patches, and the sums that undo them, are copies and additions of long contiguous runs;
 - every layer, convolution or linear, is one matrix product `weights [out, in] @ patches [in, M]`;
@@ -21,8 +21,10 @@ the filters of a shared patch hold zeros.
 """
 
 import math
+import os
+import signal
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -43,23 +45,28 @@ _where_positive: Callable[..., Tensor] = torch.ops.aten.threshold_backward.grad_
 class BlockedGradients:
     """Loss and gradients of a batch; the gradients go into `net`'s parameters.
 
+    Forks its workers; `close` ends them, and so does the end of this process, however it comes.
     Expects torch to use one thread in the calling thread too (`torch.set_num_threads(1)`).
 
     Args:
         net: on the CPU; its parameters stay float32.
         precision: of the arithmetic, float32 or bfloat16; sums of gradients are float32.
-        threads: the most that work at once.
-        batch_size: of a full batch.
+        threads: how many work at once, at most.
+        batch_size: the most images of a batch.
     """
 
     def __init__(self, net: Net, precision: torch.dtype, threads: int, batch_size: int) -> None:
-        self.net = net
-        self.share = math.ceil(batch_size / _workers(threads, batch_size))
-        self.workers = [_Worker(net, precision) for _ in range(_workers(threads, batch_size))]
-        self.pool = ThreadPoolExecutor(
-            max(1, len(self.workers) - 1), initializer=torch.set_num_threads, initargs=(1,)
-        )
+        count = max(1, min(threads, batch_size // LEAST_SHARE))
+        self.share = math.ceil(batch_size / count)
         self.weights = _Weights(net, precision)
+        self.batch = _Batch(
+            _shared(torch.empty(batch_size, 1, SIDE, SIDE, dtype=torch.uint8)),
+            _shared(torch.empty(batch_size, dtype=torch.int64)),
+        )
+        self.own = _Worker(net, precision)
+        self.others: list[_Remote] = []
+        for number in range(1, count):
+            self.others.append(_fork(_Worker(net, precision), number, self))
         for parameter in net.parameters():
             parameter.grad = torch.zeros_like(parameter)
 
@@ -73,30 +80,92 @@ class BlockedGradients:
 
         Returns:
             Mean loss in nats, float32 `[]`, and how many were right, int64 `[]`.
+
+        Raises:
+            RuntimeError: a worker is gone.
         """
+        size = len(labels)
         self.weights.refresh()
-        parts = _parts(images, labels, self.share)
-        used = self.workers[: len(parts)]
-        waiting = [
-            self.pool.submit(worker.run, self.weights, *part, len(labels))
-            for worker, part in zip(used[1:], parts[1:], strict=True)
-        ]
-        first, right = used[0].run(self.weights, *parts[0], len(labels))
-        for other, result in zip(used[1:], waiting, strict=True):
-            loss, correct = result.result()
-            first, right = first + loss, right + correct
-            for total, addend in zip(used[0].sums, other.sums, strict=True):
+        self.batch.images[:size].copy_(images)
+        self.batch.labels[:size].copy_(labels)
+        busy = [other for other in self.others if other.number * self.share < size]
+        for other in busy:
+            other.start(size)
+        self.run(self.own, 0, size)
+        loss, correct = self.own.loss, self.own.correct
+        for other in busy:
+            other.finish()
+            loss, correct = loss + other.worker.loss, correct + other.worker.correct
+            for total, addend in zip(self.own.sums, other.worker.sums, strict=True):
                 total.add_(addend)
-        self.weights.hand_over(used[0])
-        return first, right
+        self.weights.hand_over(self.own)
+        return loss.clone(), correct.clone()
+
+    def run(self, worker: "_Worker", number: int, size: int) -> None:
+        """Have a worker do its share of the batch that lies ready."""
+        part = slice(number * self.share, min((number + 1) * self.share, size))
+        worker.run(self.weights, self.batch.images[part], self.batch.labels[part], size)
+
+    def close(self) -> None:
+        """End the workers."""
+        while self.others:
+            self.others.pop().close()
 
 
-def _workers(threads: int, batch_size: int) -> int:
-    return max(1, min(threads, batch_size // LEAST_SHARE))
+class _Batch(NamedTuple):
+    images: Tensor
+    labels: Tensor
+
+
+class _Remote(NamedTuple):
+    """A worker in a process of its own, seen from here: told by one pipe, heard by another."""
+
+    number: int
+    worker: "_Worker"
+    process: int
+    orders: int
+    answers: int
+
+    def start(self, size: int) -> None:
+        os.write(self.orders, size.to_bytes(4, "little"))
+
+    def finish(self) -> None:
+        if os.read(self.answers, 1) != b"+":
+            raise RuntimeError("can't allocate memory: a training worker was ended")
+
+    def close(self) -> None:
+        os.close(self.orders)
+        os.close(self.answers)
+        os.waitpid(self.process, 0)
+
+
+def _fork(worker: "_Worker", number: int, owner: BlockedGradients) -> _Remote:
+    orders, to_worker = os.pipe()
+    from_worker, answers = os.pipe()
+    process = os.fork()
+    if process:
+        os.close(orders)
+        os.close(answers)
+        return _Remote(number, worker, process, to_worker, from_worker)
+    try:
+        for inherited in (to_worker, *(other.orders for other in owner.others)):
+            os.close(inherited)  # so that the pipe ends when the owner does
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        torch.set_num_threads(1)
+        while order := os.read(orders, 4):
+            owner.run(worker, number, int.from_bytes(order, "little"))
+            os.write(answers, b"+")
+    finally:
+        os._exit(0)
 
 
 def _parts(images: Tensor, labels: Tensor, size: int) -> list[tuple[Tensor, Tensor]]:
     return list(zip(torch.split(images, size), torch.split(labels, size), strict=True))
+
+
+def _shared(tensor: Tensor) -> Tensor:
+    return tensor.share_memory_()  # type: ignore[no-untyped-call, no-any-return]
 
 
 class _Weights:
@@ -104,9 +173,11 @@ class _Weights:
 
     def __init__(self, net: Net, precision: torch.dtype) -> None:
         self.parameters = dict(net.named_parameters())
-        self.conv1 = torch.zeros(4 * 20, INPUTS1 + 1, dtype=precision)
-        self.conv2 = torch.zeros(2 * 50, INPUTS2 + 1, dtype=precision)
-        self.linear = [parameter.detach().to(precision) for parameter in self._linear()]
+        self.conv1 = _shared(torch.zeros(4 * 20, INPUTS1 + 1, dtype=precision))
+        self.conv2 = _shared(torch.zeros(2 * 50, INPUTS2 + 1, dtype=precision))
+        self.linear = [
+            _shared(torch.zeros_like(parameter, dtype=precision)) for parameter in self._linear()
+        ]
         self.filters1 = _filters1(self.conv1)
         self.filters2 = _filters2(self.conv2)
         self.scale = 1 / (255 * float(net.std))
@@ -210,32 +281,34 @@ def _unfolding(patches: Tensor, image: Tensor, n: int) -> list[tuple[Tensor, Ten
 
 
 class _Worker:
-    """One thread's share of a step: works through chunks, sums their gradients."""
+    """One core's share of a step: works through chunks, sums their gradients."""
 
     def __init__(self, net: Net, precision: torch.dtype) -> None:
         self.precision = precision
         self.classes = net.fc2.out_features
         self.buffers: dict[int, _Buffers] = {}
-        self.conv1 = torch.zeros(INPUTS1 + 1, 4 * 20)
-        self.conv2 = torch.zeros(2 * 50, INPUTS2 + 1)
-        self.linear = [torch.zeros_like(p) for p in (*net.fc1.parameters(), *net.fc2.parameters())]
+        self.conv1 = _shared(torch.zeros(INPUTS1 + 1, 4 * 20))
+        self.conv2 = _shared(torch.zeros(2 * 50, INPUTS2 + 1))
+        linear = (*net.fc1.parameters(), *net.fc2.parameters())
+        self.linear = [_shared(torch.zeros_like(parameter)) for parameter in linear]
         self.sums = [self.conv1, self.conv2, *self.linear]
+        self.loss = _shared(torch.zeros(()))
+        self.correct = _shared(torch.zeros((), dtype=torch.int64))
 
     @torch.no_grad()
-    def run(
-        self, weights: _Weights, images: Tensor, labels: Tensor, batch: int
-    ) -> tuple[Tensor, Tensor]:
-        """Sum the gradients of these images' part of the batch's mean loss."""
-        loss, correct = torch.zeros(()), torch.zeros((), dtype=torch.int64)
+    def run(self, weights: _Weights, images: Tensor, labels: Tensor, batch: int) -> None:
+        """Loss, right answers and summed gradients of these images' part of a batch's mean."""
+        self.loss.zero_()
+        self.correct.zero_()
         for number, (some, theirs) in enumerate(_parts(images, labels, CHUNK)):
             here = self._buffers(len(theirs))
             log_probabilities = self._forward(here, weights, some)
-            correct += (log_probabilities.argmax(0) == theirs).sum()
+            self.correct += (log_probabilities.argmax(0) == theirs).sum()
             torch.eq(theirs, here.classes, out=here.target)
-            loss -= torch.dot(log_probabilities.view(-1), here.target.view(-1))
+            self.loss -= torch.dot(log_probabilities.view(-1), here.target.view(-1))
             gradient = log_probabilities.exp_().sub_(here.target).mul_(1 / batch)
             self._backward(here, weights, gradient.to(self.precision), keep=float(number > 0))
-        return loss / batch, correct
+        self.loss /= batch
 
     def _buffers(self, n: int) -> _Buffers:
         if n not in self.buffers:

@@ -60,7 +60,9 @@ class Like:
 Seed = Annotated[int, Within(0, SEED_LIMIT)]
 Fraction = Annotated[float, Within(0, 1)]
 Name = Annotated[str, Like(r"[\w][\w .@+-]{0,99}", "a name of letters, digits and . @ + - _")]
-Device = Annotated[str, Like(r"auto|cpu|mps|cuda(:\d+)?", "auto, cpu, cuda, cuda:N or mps")]
+Device = Annotated[
+    str, Like(r"auto|cpu|mps|cuda(:([0-9]|[1-9][0-9]))?", "auto, cpu, cuda, cuda:N or mps")
+]
 
 
 @dataclass(frozen=True)
@@ -90,9 +92,11 @@ class Train:
     batch_size: Annotated[int, Within(1, 65_536)]
     optimizer: Annotated[str, OneOf(("adamw", "sgd"))]
     learning_rate: Annotated[float, Within(0, 100, above=True)]
-    momentum: Annotated[float, Within(0, 1)]
+    momentum: Annotated[float, Within(0, 0.9999)]
+    beta2: Annotated[float, Within(0, 0.999999)]
     weight_decay: Annotated[float, Within(0, 10)]
     schedule: Annotated[str, OneOf(("one-cycle", "constant"))]
+    shift: Annotated[int, Within(0, 8)]
     keep: Annotated[str, OneOf(("last", "best"))]
     log_every: Annotated[int, Within(1, 1_000_000)]
     device: Device
@@ -197,7 +201,7 @@ def _mapping(document: Any, name: str, path: Path) -> dict[str, Any]:
     if isinstance(document, dict) and all(isinstance(key, str) for key in document):
         return document
     where = f"{name} in {path}" if name else f"{path}"
-    raise ParameterError(f"{where} must be a mapping of names to values, not {document!r:.60}")
+    raise ParameterError(f"{where} must be a mapping of names to values, not {_shown(document)}")
 
 
 def _refuse_strangers(
@@ -206,7 +210,7 @@ def _refuse_strangers(
     for key in values:
         if key not in known:
             raise ParameterError(
-                f"{prefix}{key} in {path} is not a parameter; known here: {', '.join(known)}"
+                f"{prefix}{key:.80} in {path} is not a parameter; known here: {', '.join(known)}"
             )
     for key in known:
         if key not in values:
@@ -221,11 +225,20 @@ def _value(hint: Any, value: Any, section: str, name: str, path: Path) -> Any:
     typed = float(value) if kind is float and _is_int(value) else value
     right = type(typed) is kind and not (isinstance(typed, float) and not math.isfinite(typed))
     if not right or not all(rule.holds(typed) for rule in rules):
-        raise ParameterError(f"{section}.{name} in {path} is {value!r:.80}; allowed: {allowed}")
+        raise ParameterError(f"{section}.{name} in {path} is {_shown(value)}; allowed: {allowed}")
     return typed
 
 
 _TYPE_WORDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+
+
+def _shown(value: Any) -> str:
+    """A value in few characters, however large, deep or entangled it is."""
+    if isinstance(value, dict | list | tuple | set):
+        return f"a {type(value).__name__} of {len(value)}"
+    if isinstance(value, int) and abs(value) > 10**60:
+        return "a number of more than 60 digits"
+    return f"{value!r:.80}"
 
 
 def _is_int(value: Any) -> bool:
@@ -244,6 +257,8 @@ def _unpack(hint: Any) -> tuple[type, list[Any], bool]:
 def _yaml(path: Path) -> Any:
     import yaml
 
+    broken = (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, RecursionError)
+
     class Loader(yaml.SafeLoader):
         """SafeLoader that refuses doubled keys and reads 1e-3 as a number, as DVC does."""
 
@@ -251,9 +266,9 @@ def _yaml(path: Path) -> Any:
             keys = [self.construct_object(key, deep=True) for key, _ in node.value]
             for key in keys:
                 if not isinstance(key, str):
-                    raise ParameterError(f"key {key!r} in {path} must be text")
+                    raise ParameterError(f"key {_shown(key)} in {path} must be text")
                 if keys.count(key) > 1:
-                    raise ParameterError(f"{key} stands twice in {path}; delete one")
+                    raise ParameterError(f"{key:.80} stands twice in {path}; delete one")
             return super().construct_mapping(node, deep=deep)
 
     Loader.add_implicit_resolver(
@@ -265,6 +280,6 @@ def _yaml(path: Path) -> Any:
         raise ParameterError(
             f"cannot read {path}: {error.strerror or error}; `git checkout params.yaml` restores it"
         ) from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+    except broken as error:
         detail = " ".join(str(error).split())
         raise ParameterError(f"{path} is not valid YAML: {detail:.200}") from error

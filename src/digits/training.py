@@ -3,9 +3,11 @@
 It imports torch alone, so it can be run and checked on a bare GPU machine.
 """
 
+import contextlib
 import math
 import os
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -149,7 +151,9 @@ def train(
         DeviceError: out of memory.
     """
     try:
-        yield from _Loop(net, training, validation, recipe, machine, resume).run(snapshot_every)
+        loop = _Loop(net, training, validation, recipe, machine, resume)
+        with contextlib.closing(loop.gradients):
+            yield from loop.run(snapshot_every)
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
@@ -182,6 +186,9 @@ class _Autograd:
         loss.backward()  # type: ignore[no-untyped-call]
         return loss.detach(), (log_probabilities.detach().argmax(1) == labels).sum()
 
+    def close(self) -> None:
+        """Nothing to end."""
+
 
 @dataclass
 class _Loop:
@@ -197,6 +204,7 @@ class _Loop:
         self.parameters = dict(self.net.named_parameters())
         self.gradients = self._gradients()
         self.optimizer = _optimizer(self.net, self.recipe)
+        self.windows = _windows(self.training.images, self.recipe.shift)
         self.batches = math.ceil(len(self.training.labels) / self.recipe.batch_size)
         self.steps = self.batches * self.recipe.epochs
         self.step = 0
@@ -210,10 +218,10 @@ class _Loop:
     def run(self, snapshot_every: int) -> Iterator[Event]:
         while self.step < self.steps:
             epoch, first = divmod(self.step, self.batches)
-            order = self._order(epoch)
+            order, places = self._order(epoch)
             torch.set_num_threads(self.threads_in_batches)
             for indices in torch.split(order, self.recipe.batch_size)[first:]:
-                point = self._batch(indices)
+                point = self._batch(indices, places[:, indices])
                 if point is not None:
                     yield point
                 if snapshot_every and self.step % snapshot_every == 0 and self._within_epoch():
@@ -223,10 +231,11 @@ class _Loop:
         if self.recipe.keep == "best":
             self.net.load_state_dict(self.best)
 
-    def _gradients(self) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    def _gradients(self) -> BlockedGradients | _Autograd:
         machine, size = self.machine, self.recipe.batch_size
-        if machine.device.type == "cpu":
+        if machine.device.type == "cpu" and sys.platform == "linux":
             self.threads_in_batches = 1
+            torch.set_num_threads(1)
             return BlockedGradients(self.net, machine.precision, machine.threads, size)
         self.threads_in_batches = machine.threads
         return _Autograd(self.net, machine.precision)
@@ -234,16 +243,20 @@ class _Loop:
     def _within_epoch(self) -> bool:
         return self.step % self.batches != 0
 
-    def _order(self, epoch: int) -> Tensor:
+    def _order(self, epoch: int) -> tuple[Tensor, Tensor]:
+        """An epoch's order of the images `[N]`, and to where each is moved, `[2, N]`."""
+        count, places = len(self.training.labels), 2 * self.recipe.shift + 1
         generator = torch.Generator().manual_seed((self.recipe.seed << 20) + epoch)
-        order = torch.randperm(len(self.training.labels), generator=generator)
-        return order.to(self.machine.device)
+        order = torch.randperm(count, generator=generator)
+        moves = torch.randint(places, (2, count), generator=generator)
+        return order.to(self.machine.device), moves.to(self.machine.device)
 
-    def _batch(self, indices: Tensor) -> Step | None:
+    def _batch(self, indices: Tensor, places: Tensor) -> Step | None:
         rate = learning_rate(self.step, self.steps, self.recipe)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        images, labels = self.training.images[indices], self.training.labels[indices]
+        images = self.windows[indices, :, places[0], places[1]]
+        labels = self.training.labels[indices]
         loss, correct = self.gradients(images, labels)
         self.optimizer.step()
         self.loss_sum += loss * len(labels)
@@ -333,6 +346,13 @@ def learning_rate(step: int, steps: int, recipe: Train) -> float:
     return _cosine(high, least, (step - peak) / (steps - 1 - peak))
 
 
+def _windows(images: Tensor, shift: int) -> Tensor:
+    """A view `[N, 1, places, places, H, W]` of all images `[N, 1, H, W]` at all their shifts."""
+    height, width = images.shape[2:]
+    padded = F.pad(images, (shift, shift, shift, shift)) if shift else images
+    return padded.unfold(2, height, 1).unfold(3, width, 1)
+
+
 def _cosine(start: float, end: float, share: float) -> float:
     return end + (start - end) / 2 * (1 + math.cos(math.pi * share))
 
@@ -348,7 +368,11 @@ def _optimizer(net: Net, recipe: Train) -> torch.optim.Optimizer:
             fused=fused,
         )
     return torch.optim.AdamW(
-        net.parameters(), recipe.learning_rate, weight_decay=recipe.weight_decay, fused=fused
+        net.parameters(),
+        recipe.learning_rate,
+        (recipe.momentum, recipe.beta2),
+        weight_decay=recipe.weight_decay,
+        fused=fused,
     )
 
 
