@@ -14,7 +14,7 @@ from digits.processed import Split
 from digits.project import Paths
 from digits.results import identity
 from digits.scores import class_scores, confusion, scores, worst_mistakes
-from digits.training import Images, choose_device, evaluate
+from digits.training import Images, choose_device, evaluate, is_out_of_memory
 from digits.weights import load_net
 
 
@@ -31,11 +31,17 @@ def judge(params: Params, paths: Paths) -> None:
     data = Images(torch.from_numpy(test.images), torch.from_numpy(test.labels).long())
     try:
         output = evaluate(net.to(device), data.to(device), params.evaluate.batch_size)
-    except torch.OutOfMemoryError as error:
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
         raise DeviceError(
             f"out of memory on {device} with evaluate.batch_size {params.evaluate.batch_size}; "
             "lower evaluate.batch_size"
         ) from error
+    if not bool(torch.isfinite(output).all()):
+        raise DataError(
+            f"{paths.model} gives NaN or infinite answers; delete it and run `dvc repro`"
+        )
     _write(params, paths, test, output.cpu().double().numpy())
 
 
