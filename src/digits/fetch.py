@@ -3,9 +3,11 @@
 import base64
 import errno
 import os
+import queue
 import shutil
 import socket
 import sys
+import threading
 import time
 import urllib.error
 import urllib.parse
@@ -13,7 +15,7 @@ import urllib.request
 from collections.abc import Iterable
 from http.client import HTTPException, HTTPMessage, HTTPResponse
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from tqdm import tqdm
 
@@ -21,6 +23,7 @@ from digits.errors import DownloadError
 from digits.files import CHUNK_BYTES, md5, written_whole
 
 TIMEOUT_SECONDS = 15.0
+HEAD_SECONDS = 2 * TIMEOUT_SECONDS  # for the whole head of an answer, redirects included
 LEAST_BYTES_PER_SECOND = 1_000
 MAX_BYTES = 1 << 30
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # this machine's fault, not the source's
@@ -105,7 +108,7 @@ def reason(error: Exception) -> str:
     if isinstance(error, TimeoutError | socket.timeout):
         return f"no answer within {TIMEOUT_SECONDS:g} s"
     if isinstance(error, urllib.error.HTTPError):
-        return f"HTTP {error.code} {error.reason}"
+        return " ".join(f"HTTP {error.code} {error.reason}".split())[:200]
     if isinstance(error, urllib.error.URLError):
         return reason(error.reason) if isinstance(error.reason, OSError) else str(error.reason)
     if isinstance(error, OSError):
@@ -122,7 +125,7 @@ def _bring(name: str, source: str, part: Path) -> None:
     if is_url(source):
         _get(source.rstrip("/") + "/" + name, part)
     else:
-        folder = Path(source.removeprefix("file://")).expanduser()
+        folder = Path(os.path.expanduser(source.removeprefix("file://")))  # noqa: PTH111, "~x" stays
         shutil.copyfile(folder / name, part)
 
 
@@ -132,7 +135,7 @@ def _get(url: str, part: Path) -> None:
     request = _request(url, have)
     opener = urllib.request.build_opener(_SameKindOfRedirect())
     try:
-        response = opener.open(request, timeout=TIMEOUT_SECONDS)
+        response = _answer(opener, request)
     except urllib.error.HTTPError as error:
         if error.code == 416 and have:  # nothing lies behind what we have: start over
             part.unlink()
@@ -148,6 +151,26 @@ def _get(url: str, part: Path) -> None:
     if total is not None and part.stat().st_size < total:
         raise ValueError(f"sent {part.stat().st_size:,} of {total:,} bytes")
     return None
+
+
+def _answer(opener: urllib.request.OpenerDirector, request: urllib.request.Request) -> Any:
+    """The response, its head whole in time: a socket's time-out alone lets a server drip it."""
+    answered: queue.Queue[Any] = queue.Queue()
+
+    def ask() -> None:
+        try:
+            answered.put(opener.open(request, timeout=TIMEOUT_SECONDS))
+        except Exception as error:
+            answered.put(error)
+
+    threading.Thread(target=ask, daemon=True).start()
+    try:
+        answer = answered.get(timeout=HEAD_SECONDS)
+    except queue.Empty as error:
+        raise TimeoutError from error
+    if isinstance(answer, Exception):
+        raise answer
+    return answer
 
 
 def _request(url: str, have: int) -> urllib.request.Request:
