@@ -59,7 +59,7 @@ def fit(params: Params, paths: Paths, state: State) -> None:
         if journal is not None:
             example = training.images[:2].reshape(2, -1).tolist()
             files = {"history/steps.csv": paths.steps, "history/epochs.csv": paths.epochs}
-            journal.model(paths.model, md5(paths.model), example, files)
+            journal.model(paths.model, md5(paths.model), example, files, _note(paths, data))
             journal.close("FINISHED")
     file.unlink(missing_ok=True)
 
@@ -73,6 +73,14 @@ def _sources(paths: Paths) -> Iterator[dict[str, Path]]:
             found["source/uncommitted.diff"] = Path(folder, "uncommitted.diff")
             found["source/uncommitted.diff"].write_text(diff + "\n", encoding="utf-8")
         yield found
+
+
+def _note(paths: Paths, data: Mapping[str, str]) -> dict[str, str]:
+    """The run's description, now that its model is there too."""
+    files = {name: (f"data/processed/{name}.safetensors", hash_) for name, hash_ in data.items()}
+    files["model"] = ("models/net.safetensors", md5(paths.model))
+    at = lineage.commit(paths.root)
+    return {"mlflow.note.content": lineage.how_to_get(paths.root, at, files)}
 
 
 def _read_splits(params: Params, paths: Paths) -> dict[str, Split]:

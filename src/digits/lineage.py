@@ -61,22 +61,46 @@ def run_name(identity: str) -> str:
 def how_to_get(root: Path, at: Commit, paths: dict[str, tuple[str, str]]) -> str:
     """Markdown for a run's description: commit, experiment, data and model, and how to get each.
 
+    A result is committed after its run has begun, so where the commit doesn't hold a hash yet,
+    the command looks for the one that does.
+
     Args:
         root: of the checkout.
         at: its commit.
         paths: DVC path and hash, by what it is.
     """
-    revision = os.environ.get("DVC_EXP_NAME") or (at.id[:12] if at.id != UNKNOWN else "HEAD")
     origin = _without_credentials(_git(root, "remote", "get-url", "origin") or ".")
+    lock = _git(root, "show", "HEAD:dvc.lock") or ""
     rows = "\n".join(
-        f"| {what} | `{md5}` | `dvc get {origin} {path} --rev {revision}` |"
+        f"- {what}: `{path}`, DVC hash (MD5) `{md5}`\n\n"
+        f"  `dvc get {origin} {path} --rev {_revision(at, md5, lock)}`\n"
         for what, (path, md5) in paths.items()
     )
+    experiment = f", experiment `{os.environ['DVC_EXP_NAME']}`" if _in_experiment() else ""
     dirty = " and uncommitted changes (artifact `source/uncommitted.diff`)" if at.diff else ""
-    return (
-        f"Commit `{at.id}` on `{at.branch}`{dirty}.\n\n"
-        f"| | DVC hash (MD5) | how to get it |\n|---|---|---|\n{rows}\n"
-    )
+    return f"Commit `{at.id}` on `{at.branch}`{experiment}{dirty}.\n\n{rows}"
+
+
+def model_at(root: Path, revision: str) -> tuple[str, str] | None:
+    """The commit that a revision names, and the hash of the model in its dvc.lock or ''."""
+    identity = _git(root, "rev-parse", "--verify", "--quiet", f"{revision}^{{commit}}")
+    if not identity:
+        return None
+    lock = _git(root, "show", f"{identity}:dvc.lock") or ""
+    found = re.search(r"path: models/net\.safetensors\n\s+hash: md5\n\s+md5: (\w+)", lock)
+    return identity, found.group(1) if found else ""
+
+
+def _revision(at: Commit, md5: str, lock: str) -> str:
+    if _in_experiment():
+        return os.environ["DVC_EXP_NAME"]
+    if md5 in lock:
+        return at.id[:12]
+    return f"$(git log --all --format=%h -S {md5} -- dvc.lock | tail -1)"
+
+
+def _in_experiment() -> bool:
+    return bool(os.environ.get("DVC_EXP_NAME"))
 
 
 def _without_credentials(url: str) -> str:

@@ -44,8 +44,6 @@ def deliver_all(store: Store, folder: Path, say: Say) -> None:
     Raises:
         Unreachable: the first entry that can't be delivered now; those behind it wait too.
     """
-    if not outbox.pending(folder):
-        store.ping()
     for entry in outbox.entries(folder):
         with contextlib.suppress(Refused):
             Delivery(store, entry, say).deliver()
@@ -163,26 +161,35 @@ class Delivery:
         self._remember(ended=False)
 
     def _model(self, model: dict[str, Any]) -> None:
-        exported = self._exported(model["example"])
-        self.say("sending", "")
-        self.store.tag(self.sent["run"], {MODEL: model["md5"]})
-        self.store.log_model(self.sent["run"], exported, model["md5"])
+        if self._original(model["md5"]) is None:
+            exported = self._exported(model["example"])
+            self.say("sending", "")
+            self.store.tag(self.sent["run"], {MODEL: model["md5"]})
+            self.store.log_model(self.sent["run"], exported, model["md5"])
+        self.store.tag(self.sent["run"], {MODEL: model["md5"], **model["tags"]})
         self.store.artifacts(self.sent["run"], self.folder / FILES, model["files"])
         self._remember(model=model["md5"])
 
     def _close(self, closing: dict[str, Any]) -> None:
-        if closing["reason"]:
-            self.store.tag(self.sent["run"], {"reason": closing["reason"]})
-        self.store.end(self.sent["run"], closing["status"], closing["end"])
         finished = closing["status"] == "FINISHED"
-        if finished:
-            self._fold_into_original(closing["end"])
+        if self.store.is_active(self.sent["run"]):  # else it was folded and only the answer lost
+            if closing["reason"]:
+                self.store.tag(self.sent["run"], {"reason": closing["reason"]})
+            self.store.end(self.sent["run"], closing["status"], closing["end"])
+            if finished:
+                self._fold_into_original(closing["end"])
         self._remember(ended=True, done=finished)
 
     def _fold_into_original(self, moment: int) -> None:
-        original = self.store.run_of_model(self.sent["model"])
-        if original is not None and original.info.run_id != self.sent["run"]:
-            self.store.fold(self.sent["run"], original.info.run_id, moment)
+        original = self._original(self.sent["model"])
+        if original is not None:
+            self.store.fold(self.sent["run"], original, moment)
+
+    def _original(self, md5: str) -> str | None:
+        """An earlier run that gave the same model file."""
+        runs = [run for run in self.store.tagged({MODEL: md5}) if PARENT not in run.data.tags]
+        others = [run.info.run_id for run in runs if run.info.run_id != self.sent["run"]]
+        return str(others[0]) if others else None
 
     def _abandoned(self) -> None:
         """The process that wrote this entry is gone without a word."""
@@ -208,7 +215,8 @@ class Delivery:
 
     def _evaluation(self, document: dict[str, Any]) -> None:
         run = self.store.run_of_model(document["model"])
-        run_id = run.info.run_id if run is not None else self._restored(document)
+        begun = run is not None and run.data.tags.get(ENTRY) == self.folder.name
+        run_id = self._restored(document) if run is None or begun else run.info.run_id
         model_id = self.store.model_id(run_id)
         if model_id is None:
             exported = self._exported(document["example"])
@@ -231,9 +239,10 @@ class Delivery:
     def _restored(self, document: dict[str, Any]) -> str:
         """A run for a model that this store never saw trained: it says so."""
         tags = {**document["restored"]["tags"], MODEL: document["model"], ORIGIN: "restored"}
+        tags[ENTRY] = self.folder.name
         name = document["restored"]["name"]
         run_id = self.store.create_run(
-            document["experiment"], name, tags, document["time"], unique=MODEL
+            document["experiment"], name, tags, document["time"], unique=ENTRY
         )
         self.store.params(run_id, document["restored"]["params"])
         for context, dataset in document["restored"]["datasets"].items():

@@ -13,6 +13,7 @@ import json
 import os
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -22,8 +23,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, NamedTuple, Self
 
-from digits.errors import UserError
-from digits.files import sync
+from digits.errors import DataError, UserError
+from digits.files import sync, write_json
 
 Point = tuple[str, float, int]  # key, value, step
 
@@ -78,12 +79,20 @@ class Training:
         """The step after the last one written for a key; 0 if there is none."""
         return self._written.get(key, -1) + 1
 
-    def model(self, path: Path, md5: str, example: list[Any], files: Mapping[str, Path]) -> None:
-        """Hand over the finished model file, example images, and files by artifact path."""
+    def model(
+        self,
+        path: Path,
+        md5: str,
+        example: list[Any],
+        files: Mapping[str, Path],
+        tags: Mapping[str, str],
+    ) -> None:
+        """Hand over the finished model file, example images, files by artifact path, and tags."""
         for name, source in {"net.safetensors": path, **files}.items():
             _copy(source, self.folder / FILES / name)
         sync(self.folder / FILES)
-        self._append({"model": {"md5": md5, "example": example, "files": sorted(files)}})
+        record = {"md5": md5, "example": example, "files": sorted(files), "tags": {**tags}}
+        self._append({"model": record})
 
     def close(self, status: str, reason: str = "") -> None:
         """Say how it ended: FINISHED, FAILED or KILLED."""
@@ -142,9 +151,42 @@ def records(folder: Path, offset: int = 0) -> Iterator[tuple[dict[str, Any], int
         data = (folder / JOURNAL).read_bytes()[offset:]
     except FileNotFoundError:
         return
-    for line in data[: data.rfind(b"\n") + 1].splitlines(keepends=True):
-        offset += len(line)
-        yield json.loads(line), offset
+    for line in data[: data.rfind(b"\n") + 1].split(b"\n")[:-1]:
+        try:
+            record = _record(line)
+        except ValueError as error:
+            raise DataError(
+                f"{folder / JOURNAL} is damaged at byte {offset} ({error}); "
+                f"delete {folder}, then `digits sync` tells what the results say"
+            ) from error
+        offset += len(line) + 1
+        yield record, offset
+
+
+def _record(line: bytes) -> dict[str, Any]:
+    """One line of a journal; ValueError if it is none."""
+    try:
+        record = json.loads(line)
+    except RecursionError as error:
+        raise ValueError("nested too deep") from error
+    match record:
+        case {"metrics": [*points], "time": int()}:
+            if not all(map(_is_point, points)):
+                raise ValueError("a point is not a key, a value and a step")
+        case {"metrics": _}:
+            raise ValueError("metrics without a time")
+        case {}:
+            return dict(record)
+        case _:
+            raise ValueError("no mapping")
+    return dict(record)
+
+
+def _is_point(point: Any) -> bool:
+    match point:
+        case [str(), int() | float(), int()]:
+            return True
+    return False
 
 
 def is_open(folder: Path) -> bool:
@@ -155,7 +197,11 @@ def is_open(folder: Path) -> bool:
 
 def is_finished(folder: Path) -> bool:
     """Whether the training of this entry came to its end."""
-    return any(line.get("close", {}).get("status") == "FINISHED" for line, _ in records(folder))
+    try:
+        closings = [line["close"] for line, _ in records(folder) if "close" in line]
+    except DataError:
+        return False  # its journal will be repaired
+    return any(isinstance(end, dict) and end.get("status") == "FINISHED" for end in closings)
 
 
 def now() -> int:
@@ -170,7 +216,7 @@ class Doing(NamedTuple):
     """What the sender says it is doing, and since when (seconds since 1970)."""
 
     pid: int
-    what: str  # starting | preparing | sending | idle | waiting
+    what: str  # starting | connecting | preparing | sending | idle | waiting
     detail: str
     since: float
     environment: str
@@ -219,21 +265,40 @@ def wait(outbox: Path, patience: float) -> str:
     Waits as long as the sender gets on. A server that fails or doesn't answer is given
     `patience` seconds.
     """
-    began = time.time()
-    restarts = 0
-    while pending(outbox):
+    began = moved = time.monotonic()
+    left: dict[str, int] = {}
+    restarts, failure = 0, ""
+    while waiting := {folder.name: unsent(folder) for folder in _deliverable(outbox)}:
         doing = sender(outbox) if is_locked(outbox / ".sender.lock") else None
-        if doing is None and time.time() - began > 1 + restarts:
+        if waiting != left or (doing is not None and doing.what in ("starting", "preparing")):
+            left, moved, failure = waiting, time.monotonic(), ""
+        if doing is None and time.monotonic() - began > 1 + restarts:
             if restarts == 3:
                 return f"the sender does not run; see {outbox / '.sender.log'}"
             start_sender(outbox)
             restarts += 1
-        elif doing is not None and doing.what in ("sending", "waiting"):
-            stuck = time.time() - max(doing.since, began)
-            if stuck > patience + (HANG_SECONDS if doing.what == "sending" else 0):
-                return doing.detail or f"no answer for {stuck:.0f} s"
+        elif doing is not None and doing.what == "waiting":
+            failure = doing.detail
+        stuck = time.monotonic() - moved
+        if stuck > patience + (0 if failure else HANG_SECONDS):
+            return failure or f"no answer for {stuck:.0f} s"
         time.sleep(0.02)
-    return ""
+    return next(map(refusal, filter(refusal, entries(outbox))), "")
+
+
+def refusal(folder: Path) -> str:
+    """Why the store refused an entry; empty if it didn't."""
+    return str(sent(folder).get("refused", ""))
+
+
+def forgive(outbox: Path) -> None:
+    """Have the refused entries tried again."""
+    for folder in filter(refusal, entries(outbox)):
+        write_json(folder / SENT, {**sent(folder), "refused": ""})
+
+
+def _deliverable(outbox: Path) -> list[Path]:
+    return [folder for folder in pending(outbox) if not refusal(folder)]
 
 
 def pending(outbox: Path) -> list[Path]:
@@ -259,11 +324,18 @@ def note_told(outbox: Path, identity: str) -> None:
 
 def _store_here(outbox: Path) -> str:
     """Which store the environment names; a new sqlite file at the old place is another one."""
-    uri = os.environ.get("MLFLOW_TRACKING_URI", "")
-    if not uri:
-        with contextlib.suppress(OSError):
-            uri = f"sqlite {(outbox.parents[1] / 'mlflow.db').stat().st_ino}"
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or _made(outbox.parents[1] / "mlflow.db")
     return hashlib.sha256(uri.encode()).hexdigest()[:16]
+
+
+def _made(database: Path) -> str:
+    """When MLflow made its first experiment in this sqlite file, which tells it from others."""
+    query = "SELECT creation_time FROM experiments WHERE experiment_id = 0"
+    try:
+        with contextlib.closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as opened:
+            return f"sqlite {opened.execute(query).fetchone()}"
+    except sqlite3.Error:
+        return "sqlite, not made yet"
 
 
 def unsent(folder: Path) -> int:
@@ -302,9 +374,14 @@ def is_locked(path: Path) -> bool:
 
 
 def _stop(pid: int, outbox: Path) -> None:
+    import psutil
+
     try:
-        os.kill(pid, signal.SIGTERM)
-    except ProcessLookupError:
+        process = psutil.Process(pid)
+        if "digits.tracking.sender" not in process.cmdline():
+            return  # the file is of an earlier sender, and its number is another's now
+        process.send_signal(signal.SIGTERM)
+    except psutil.Error:
         return
     deadline = time.monotonic() + 10
     while is_locked(outbox / ".sender.lock") and time.monotonic() < deadline:
@@ -322,7 +399,10 @@ def _claim(outbox: Path, key: str) -> tuple[Path, IO[str]]:
 
 
 def _named(outbox: Path, kind: str, identity: str) -> Path:
-    return outbox / f"{now():013d}-{kind}-{identity[:16]}"
+    """A name behind all others, even when the clock jumped back."""
+    times = (entry.name.partition("-")[0] for entry in entries(outbox))
+    last = max((int(time) for time in times if time.isdecimal()), default=0)
+    return outbox / f"{max(now(), last + 1):013d}-{kind}-{identity[:16]}"
 
 
 def _create(folder: Path, lines: Iterable[Mapping[str, Any]], files: Mapping[str, Path]) -> None:
@@ -368,7 +448,9 @@ def _repair(journal: Path) -> dict[str, int]:
     with journal.open("r+b") as file:
         for line in file:
             try:
-                record = json.loads(line)
+                if not line.endswith(b"\n"):
+                    break
+                record = _record(line)
             except ValueError:
                 break
             good += len(line)

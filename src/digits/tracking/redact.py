@@ -2,6 +2,7 @@
 
 import os
 import re
+import urllib.parse
 
 SECRET_NAMES = re.compile(r"PASSW|SECRET|TOKEN|CREDENTIAL|API_?KEY|ACCESS_KEY|PRIVATE", re.I)
 USER_INFO = re.compile(r"(\w[\w+.-]*://)[^/\s@'\"]+@")
@@ -27,4 +28,5 @@ def _secrets() -> set[str]:
         for value in os.environ.values()
         for match in re.finditer(r"://[^/\s@:]*:([^/\s@]+)@", value)
     }
-    return {value for value in named | in_urls if len(value) >= SHORTEST}
+    plain = {urllib.parse.unquote(value) for value in in_urls}
+    return {value for value in named | in_urls | plain if len(value) >= SHORTEST}

@@ -10,7 +10,7 @@ import signal
 import sys
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from digits.files import write_json
@@ -30,13 +30,14 @@ class Status:
     folder: Path
     what: str = ""
     detail: str = ""
+    environment: str = field(default_factory=outbox.environment)  # before mlflow adds its own
 
     def say(self, what: str, detail: str) -> None:
         """Write what is being done, since now; a state that lasts keeps its beginning."""
         if what == self.what != "sending" and detail == self.detail:
             return
         self.what, self.detail = what, detail
-        doing = outbox.Doing(os.getpid(), what, detail, time.time(), outbox.environment())
+        doing = outbox.Doing(os.getpid(), what, detail, time.time(), self.environment)
         write_json(self.folder / ".sender.json", doing._asdict())
 
 
@@ -56,14 +57,17 @@ def main(folder: Path) -> None:
 
 def _deliver_until_idle(folder: Path, status: Status) -> None:
     from digits.tracking.delivery import deliver_all, warm_up  # takes seconds: after the lock
-    from digits.tracking.store import Store
+    from digits.tracking.store import connect
 
-    store = Store(folder.parents[1])
+    store = None
     warming = threading.Thread(target=warm_up, daemon=True)
     failures, last_good, last_needed = 0, time.monotonic(), time.monotonic()
     while time.monotonic() - last_needed < IDLE_SECONDS:
         someone_writes = any(map(outbox.is_open, outbox.entries(folder)))
         try:
+            if store is None:
+                status.say("connecting", "")
+                store = connect(folder.parents[1])
             deliver_all(store, folder, status.say)
             failures, last_good = 0, time.monotonic()
             status.say("idle", "")

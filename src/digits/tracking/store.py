@@ -24,6 +24,7 @@ from mlflow.entities import (
     Dataset,
     DatasetInput,
     InputTag,
+    LoggedModel,
     LoggedModelOutput,
     LoggedModelStatus,
     Metric,
@@ -35,6 +36,7 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.store.tracking import SEARCH_MAX_RESULTS_THRESHOLD
 
+from digits.errors import UserError
 from digits.tracking.failures import Refused, Unreachable
 from digits.tracking.redact import redact
 
@@ -49,6 +51,8 @@ METRICS_A_CALL, PARAMS_A_CALL = 1000, 100
 BATCH = 1000
 LONGEST_TAG, LONGEST_PARAM = 5000, 6000
 REFUSALS = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_DOES_NOT_EXIST", "INVALID_STATE")
+
+FAILURES = (MlflowException, OSError)  # requests' exceptions are OSErrors
 
 TimedPoint = tuple[str, float, int, int]  # key, value, step, milliseconds
 
@@ -65,13 +69,10 @@ class Store:
         self.root = root
         self.uri = uri or default_uri(root)
         self.client = MlflowClient(self.uri, os.environ.get("MLFLOW_REGISTRY_URI"))
-        self._reached = False
 
     def ping(self) -> None:
-        """Reach the store once; makes the sqlite file if need be."""
-        if not self._reached:
-            self.client.search_experiments(max_results=1)
-            self._reached = True
+        """Reach the store; makes the sqlite file if need be."""
+        self.client.search_experiments(max_results=1)
 
     # Runs.
 
@@ -172,6 +173,10 @@ class Store:
             parent = str(Path(name).parent)
             self.client.log_artifact(run_id, str(folder / name), None if parent == "." else parent)
 
+    def is_active(self, run_id: str) -> bool:
+        """Whether a run is there and not deleted."""
+        return str(self.client.get_run(run_id).info.lifecycle_stage) == "active"
+
     def start(self, run_id: str) -> None:
         """Say that a run goes on."""
         self.client.update_run(run_id, status="RUNNING")
@@ -210,7 +215,7 @@ class Store:
         if known is not None:
             return known
         run = self.client.get_run(run_id)
-        logged = self.client.create_logged_model(
+        logged = self._begun_model(run) or self.client.create_logged_model(
             run.info.experiment_id,
             name="model",
             source_run_id=run_id,
@@ -227,6 +232,12 @@ class Store:
         self.client.finalize_logged_model(logged.model_id, LoggedModelStatus.READY)
         self.client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step=0)])
         return str(logged.model_id)
+
+    def _begun_model(self, run: Run) -> LoggedModel | None:
+        """A logged model of this run whose upload was cut short."""
+        condition = f"source_run_id = '{run.info.run_id}'"
+        found = self.client.search_logged_models([run.info.experiment_id], condition)
+        return found[0] if found else None
 
     def scores(
         self,
@@ -266,18 +277,19 @@ class Store:
         Returns:
             The version.
         """
-        known = self.version_of(name, md5)
-        if known is not None:
-            return str(known.version)
-        try:
-            self.client.create_registered_model(name)
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_ALREADY_EXISTS":
-                raise
-        version = self.client.create_model_version(
-            name, f"models:/{model_id}", run_id, tags={MODEL: md5}, model_id=model_id
-        )
-        self.client.set_registered_model_alias(name, CHALLENGER, version.version)
+        version = self.version_of(name, md5)
+        if version is None:
+            try:
+                self.client.create_registered_model(name)
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                    raise
+            version = self.client.create_model_version(
+                name, f"models:/{model_id}", run_id, tags={MODEL: md5}, model_id=model_id
+            )
+        challenger = self.alias(name, CHALLENGER)
+        if challenger is None or int(challenger.version) < int(version.version):
+            self.client.set_registered_model_alias(name, CHALLENGER, version.version)
         return str(version.version)
 
     def version(self, name: str, version: str) -> ModelVersion | None:
@@ -307,6 +319,20 @@ class Store:
             if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
                 return None
             raise
+
+
+def connect(root: Path) -> Store:
+    """The store of a project, reached.
+
+    Raises:
+        Unreachable: it can't be reached, or its address means nothing.
+    """
+    try:
+        store = Store(root)
+        store.ping()
+    except Exception as error:
+        raise Unreachable(str(as_failure(error))) from error
+    return store
 
 
 def export(net: Any, classes: int, example: Any, folder: Path) -> None:
@@ -345,7 +371,8 @@ def as_failure(error: Exception) -> Refused | Unreachable:
     """What an exception out of the store means, in one line without secrets."""
     message = redact(" ".join(str(error).split()))[:500] or type(error).__name__
     code = getattr(error, "error_code", "")
-    return Refused(message) if code in REFUSALS else Unreachable(message)
+    damaged = isinstance(error, UserError)  # a file of the entry: it stays so
+    return Refused(message) if damaged or code in REFUSALS else Unreachable(message)
 
 
 def _tensor_schema() -> dict[str, Any]:
