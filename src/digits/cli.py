@@ -4,10 +4,12 @@ import argparse
 import os
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from digits import project, stage
+from digits import lineage, project, stage
 from digits.errors import UserError
 from digits.files import md5
 from digits.params import Params, load
@@ -39,7 +41,9 @@ def _parser() -> argparse.ArgumentParser:
 
     sync = add("sync", help="tell MLflow everything it doesn't know, restored results too")
     sync.add_argument("--wait", type=float, metavar="SECONDS", help="patience with the server")
-    sync.add_argument("--again", action="store_true", help="also ask about what it was told before")
+    sync.add_argument(
+        "--again", action="store_true", help="also what it was told before, or refused"
+    )
     sync.set_defaults(run=_sync)
 
     find = add("find", help="the runs of a model file, a commit, a DVC experiment or a hash")
@@ -79,7 +83,7 @@ def _status(_arguments: argparse.Namespace) -> None:
 
 def _undelivered(entry: Path) -> str:
     known = outbox.sent(entry)
-    if refused := known.get("refused"):
+    if refused := outbox.refusal(entry):
         return f"refused by the store: {refused}"
     records = [record for record, _ in outbox.records(entry, known.get("offset", 0))]
     points = sum(len(record.get("metrics", ())) for record in records)
@@ -91,6 +95,8 @@ def _sync(arguments: argparse.Namespace) -> None:
     if not params.tracking.enabled:
         raise UserError("tracking.enabled in params.yaml is false; set it to true")
     box = project.state().outbox
+    if arguments.again:
+        outbox.forgive(box)
     _put_results(params, box, arguments.again)
     count = len(outbox.pending(box))
     if not count:
@@ -99,7 +105,7 @@ def _sync(arguments: argparse.Namespace) -> None:
     patience = params.tracking.patience if arguments.wait is None else arguments.wait
     outbox.start_sender(box)
     if reason := outbox.wait(box, patience):
-        refused = [e for e in outbox.pending(box) if outbox.sent(e).get("refused")]
+        refused = [entry for entry in outbox.pending(box) if outbox.refusal(entry)]
         still = len(outbox.pending(box))
         raise UserError(f"{still} entries wait ({len(refused)} refused): {reason}")
     print(f"MLflow was told {count} {'entry' if count == 1 else 'entries'}")
@@ -118,13 +124,17 @@ def _put_results(params: Params, box: Path, again: bool) -> None:
 
 
 def _find(arguments: argparse.Namespace) -> None:
-    store = _store()
     what = arguments.what
     value = md5(Path(what)) if Path(what).is_file() else what
     tags = ("dvc.model", "git.commit", "dvc.experiment", "dvc.data.train", "dvc.data.test")
-    found = {run.info.run_id: run for tag in tags for run in store.tagged({tag: value})}
+    values = [(tag, value) for tag in tags]
+    if named := lineage.model_at(project.paths().root, what):
+        values += [("git.commit", named[0]), ("dvc.model", named[1])]
+    with _store() as store:
+        runs = [run for tag, value in values if value for run in store.tagged({tag: value})]
+    found = {run.info.run_id: run for run in runs}
     if not found:
-        raise UserError(f"no run of {what} in {redact(store.uri)}; `digits sync` may bring it")
+        raise UserError(f"no run of {what} in {redact(_uri())}; `digits sync` may bring it")
     for run in found.values():
         when = time.strftime("%Y-%m-%d %H:%M", time.localtime(run.info.start_time / 1000))
         accuracy = run.data.metrics.get("test/accuracy")
@@ -140,7 +150,8 @@ def _promote(arguments: argparse.Namespace) -> None:
     from digits.tracking.registry import promote
 
     test = project.paths().split("test")
-    verdict = promote(_store(), _rule(), test, arguments.version, arguments.force)
+    with _store() as store:
+        verdict = promote(store, _rule(), test, arguments.version, arguments.force)
     if not verdict.promoted:
         raise UserError(f"not promoted: {verdict.why}")
     print(f"promoted: {verdict.why}")
@@ -149,13 +160,15 @@ def _promote(arguments: argparse.Namespace) -> None:
 def _rollback(arguments: argparse.Namespace) -> None:
     from digits.tracking.registry import roll_back
 
-    version = roll_back(_store(), load(project.paths().params).registry.model, arguments.why)
+    with _store() as store:
+        version = roll_back(store, load(project.paths().params).registry.model, arguments.why)
     print(f"champion is version {version} again")
 
 
 def _ui(arguments: argparse.Namespace) -> None:
     root = project.state().root
-    command = ["mlflow", "server", "--backend-store-uri", _uri(), "--workers", "1"]
+    command = ["mlflow", "server", "--workers", "1"]
+    os.environ["MLFLOW_BACKEND_STORE_URI"] = _uri()  # a command line would show its password
     command += ["--default-artifact-root", (root / "mlartifacts").as_uri()]
     command += ["--host", arguments.host, "--port", str(arguments.port)]
     print(f"http://{arguments.host}:{arguments.port} (Ctrl-C ends it)", flush=True)
@@ -169,10 +182,16 @@ def _uri() -> str:
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root / 'mlflow.db'}"
 
 
-def _store() -> "Store":
-    from digits.tracking.store import Store
+@contextmanager
+def _store() -> Iterator["Store"]:
+    from digits.tracking.failures import Unreachable
+    from digits.tracking.store import FAILURES, connect
 
-    return Store(project.state().root)
+    try:
+        yield connect(project.state().root)
+    except (*FAILURES, Unreachable) as error:
+        reason = redact(" ".join(str(error).split()))
+        raise UserError(f"{redact(_uri())} doesn't do it: {reason:.300}") from error
 
 
 def _rule() -> "Rule":
