@@ -1,0 +1,103 @@
+"""A result that DVC restores keeps its run; where there is none, an honest one is made."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from mlflow.entities import Run
+
+from conftest import Project
+from digits.history import History
+
+
+def all_runs(project: Project) -> list[Run]:
+    store = project.store()
+    experiments = [item.experiment_id for item in store.client.search_experiments()]
+    return list(store.client.search_runs(experiments))
+
+
+def assert_is_honest(project: Project, run: Run) -> None:
+    """It says restored, and carries what the files beside the model say."""
+    assert run.data.tags["origin"] == "restored"
+    assert run.info.status == "FINISHED"
+    assert "not trained here" in run.data.tags["mlflow.note.content"]
+    assert run.data.params["train.epochs"] == "2"
+    assert run.data.params["download.dataset"] == "mnist-5k"
+    history = project.root / "reports" / "history"
+    points = History.read(history / "steps.csv", history / "epochs.csv").metrics()
+    client = project.store().client
+    for key in {key for key, _, _ in points}:
+        curve = client.get_metric_history(run.info.run_id, key)
+        found = sorted((point.step, point.value) for point in curve)
+        assert found == [(step, value) for name, value, step in points if name == key]
+    for name, value in project.metrics().items():
+        assert run.data.metrics[f"test/{name}"] == value
+    assert project.store().model_id(run.info.run_id)
+
+
+def test_going_back_to_an_earlier_commit_and_repro_attaches_to_the_run_there_is(
+    finished: Project,
+) -> None:
+    first = finished.git("rev-parse", "HEAD")
+    finished.params({"train.seed": 31, "train.epochs": 1})
+    finished.dvc("repro")
+    finished.commit("Another seed")
+    finished.digits("sync", "--wait", "60")
+    before = {run.info.run_id: run.data.to_dictionary() for run in all_runs(finished)}
+    assert len(before) == 2
+
+    finished.git("checkout", "--quiet", first)
+    assert "Running stage" not in finished.dvc("repro").stdout
+    finished.digits("sync", "--wait", "60", "--again")
+
+    assert {run.info.run_id: run.data.to_dictionary() for run in all_runs(finished)} == before
+    assert "MLflow knows everything" in finished.digits("sync").stdout
+
+
+def test_a_run_cache_hit_attaches_to_the_run_there_is(finished: Project) -> None:
+    before = [run.info.run_id for run in all_runs(finished)]
+    (finished.root / "dvc.lock").unlink()
+    shutil.rmtree(finished.root / "models")
+    assert "is cached - skipping run" in finished.dvc("repro").stdout
+    finished.digits("sync", "--wait", "60")
+    assert [run.info.run_id for run in all_runs(finished)] == before
+
+
+def test_a_new_store_gets_one_run_that_says_restored_and_a_second_sync_adds_nothing(
+    finished: Project,
+) -> None:
+    (finished.root / "mlflow.db").unlink()
+    assert "MLflow was told 1 entry" in finished.digits("sync", "--wait", "60").stdout
+    (run,) = all_runs(finished)
+    assert_is_honest(finished, run)
+
+    assert "MLflow knows everything" in finished.digits("sync").stdout
+    finished.digits("sync", "--again", "--wait", "60")
+    assert [each.info.run_id for each in all_runs(finished)] == [run.info.run_id]
+
+
+def test_another_machine_that_pulls_gets_one_run_that_says_restored(
+    finished: Project, tmp_path: Path, copy_of: Callable[[Project], Project]
+) -> None:
+    finished.dvc("remote", "add", "--default", "shared", str(tmp_path / "remote"))
+    finished.commit("A remote")
+    finished.dvc("push")
+    clone = Project(tmp_path / "clone", finished.env)
+    finished.git("clone", "--quiet", str(finished.root), str(clone.root))
+    clone.dvc("pull")
+    try:
+        clone.digits("sync", "--wait", "60")
+        (run,) = all_runs(clone)
+        assert_is_honest(clone, run)
+        assert str(finished.root) in run.data.tags["mlflow.note.content"]
+    finally:
+        clone.stop_sender()
+
+
+def test_an_evaluation_of_a_model_restored_into_a_new_store_makes_the_run_it_needs(
+    finished: Project,
+) -> None:
+    (finished.root / "mlflow.db").unlink()
+    finished.dvc("repro", "--force", "--single-item", "evaluate")
+    (run,) = all_runs(finished)
+    assert_is_honest(finished, run)
