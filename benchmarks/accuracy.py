@@ -1,0 +1,58 @@
+"""Accuracy of a recipe over several seeds, beside its training time.
+
+python benchmarks/accuracy.py --seeds 5 -S train.epochs=3
+"""
+
+import argparse
+import time
+from dataclasses import replace
+
+import mnist
+from digits.params import Params
+from digits.training import evaluate, new_net, prepare, train
+
+
+def measure(params: Params, data: mnist.Data, seed: int) -> tuple[float, float, float]:
+    """Train with one seed; give validation accuracy, test accuracy and seconds."""
+    recipe = replace(params.train, seed=seed)
+    machine = prepare(recipe)
+    splits = [split.to(machine.device) for split in data[:3]]
+    mean = data.mean if params.preprocess.mean is None else params.preprocess.mean
+    std = data.std if params.preprocess.std is None else params.preprocess.std
+    net = new_net(recipe, 10, mean, std).to(machine.device)
+    began = time.perf_counter()
+    for _ in train(net, splits[0], splits[1], recipe, machine):
+        pass
+    seconds = time.perf_counter() - began
+    scores = [
+        (evaluate(net, split).argmax(1) == split.labels).double().mean().item()
+        if len(split.labels)
+        else float("nan")
+        for split in splits[1:]
+    ]
+    return scores[0], scores[1], seconds
+
+
+def main() -> None:
+    """Print a line a seed, then the mean and the least."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("-S", dest="overrides", action="append", default=[], metavar="KEY=VALUE")
+    arguments = parser.parse_args()
+    params = mnist.params(tuple(arguments.overrides))
+    data = mnist.read(params.preprocess.validation, params.preprocess.seed)
+    rows = []
+    for seed in range(1, arguments.seeds + 1):
+        rows.append(measure(params, data, seed))
+        validation, test, seconds = rows[-1]
+        print(f"seed {seed}: validation {validation:.2%}, test {test:.2%}, {seconds:.1f} s")
+    tests = [row[1] for row in rows]
+    print(
+        f"test mean {sum(tests) / len(tests):.3%}, least {min(tests):.2%}, "
+        f"validation mean {sum(row[0] for row in rows) / len(rows):.3%}, "
+        f"seconds {sorted(row[2] for row in rows)[len(rows) // 2]:.1f} (median)"
+    )
+
+
+if __name__ == "__main__":
+    main()

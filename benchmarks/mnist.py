@@ -1,0 +1,78 @@
+"""The full MNIST for the benchmarks, as the pipeline would have it."""
+
+import os
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "src"))
+
+from digits import datasets, formats  # noqa: E402
+from digits.params import Params, load  # noqa: E402
+from digits.splitting import pixel_statistics, stratified  # noqa: E402
+from digits.training import Images  # noqa: E402
+
+
+class Data(NamedTuple):
+    """Splits on the CPU, and the training split's pixel statistics."""
+
+    train: Images
+    validation: Images
+    test: Images
+    mean: float
+    std: float
+
+
+def folder() -> Path:
+    """The folder that holds MNIST's four files: DATA_MIRROR, or data/raw after `make repro`."""
+    names = [file.name for file in datasets.MNIST.files]
+    for place in (os.environ.get("DATA_MIRROR", ""), ROOT / "data" / "raw"):
+        if place and all((Path(place) / name).exists() for name in names):
+            return Path(place).resolve()
+    sys.exit("no full MNIST here: run `make repro`, or set DATA_MIRROR to a folder that has it")
+
+
+def read(validation: float, seed: int = 1) -> Data:
+    """Read MNIST and hold out a share of the training images for validation."""
+    images, labels, test_images, test_labels = (
+        formats.read_idx(folder() / file.name, 3 - 2 * (i % 2))
+        for i, file in enumerate(datasets.MNIST.files)
+    )
+    kept, held_out = stratified(labels, validation, seed)
+    mean, std = pixel_statistics(images[kept])
+
+    def split(images: torch.Tensor, labels: torch.Tensor) -> Images:
+        return Images(images.unsqueeze(1), labels.long())
+
+    whole = split(torch.from_numpy(images), torch.from_numpy(labels))
+    return Data(
+        Images(whole.images[kept], whole.labels[kept]),
+        Images(whole.images[held_out], whole.labels[held_out]),
+        split(torch.from_numpy(test_images), torch.from_numpy(test_labels)),
+        mean,
+        std,
+    )
+
+
+def params(overrides: tuple[str, ...] = ()) -> Params:
+    """params.yaml with `section.key=value` overrides, as `dvc exp run -S` takes them."""
+    import yaml
+
+    from digits.params import parse
+
+    path = ROOT / "params.yaml"
+    load(path)
+    document = yaml.safe_load(path.read_text(encoding="utf-8"))
+    for override in overrides:
+        key, _, value = override.partition("=")
+        section, _, name = key.partition(".")
+        document[section][name] = yaml.safe_load(value)
+    return parse(document, path)
+
+
+def original() -> tuple[str, ...]:
+    """The overrides of the original recipe."""
+    return tuple((ROOT / "recipes" / "original").read_text(encoding="utf-8").split())

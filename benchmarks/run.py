@@ -1,0 +1,396 @@
+"""The benchmark: every figure a ratio of two things measured in this one run.
+
+python benchmarks/run.py            writes benchmarks/RESULTS.md and results.png
+python benchmarks/run.py --quick    fewer repetitions; prints, and writes nothing
+"""
+
+import argparse
+import json
+import os
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import torch
+
+import baselines
+import mnist
+from accuracy import measure
+from digits.training import Images, Step, evaluate, new_net, prepare, train
+
+HERE = Path(__file__).resolve().parent
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One row of the table: a value, the bar it is held to, and what it was made of."""
+
+    name: str
+    value: float
+    bar: float
+    made_of: str
+    higher_is_better: bool = False
+
+    @property
+    def met(self) -> bool:
+        """Whether the bar is met."""
+        return self.value >= self.bar if self.higher_is_better else self.value <= self.bar
+
+
+def epoch(rounds: int) -> list[Figure]:
+    """An epoch of the original recipe, ours beside the DataLoader loop; and the matrix rate."""
+    params = mnist.params(mnist.original())
+    data = mnist.read(0)
+    machine = prepare(params.train)
+    ours, theirs, curves = [], [], []
+    for number in range(rounds):
+        torch.set_num_threads(machine.threads)
+        seconds, their_losses = baselines.dataloader_epoch(number + 1)
+        theirs.append(seconds)
+        recipe = replace(params.train, seed=number + 1)
+        net = new_net(recipe, 10, 0.1307, 0.3081)
+        began = time.perf_counter()
+        none = Images(data.train.images[:0], data.train.labels[:0])
+        steps = [
+            e.loss for e in train(net, data.train, none, recipe, machine) if isinstance(e, Step)
+        ]
+        ours.append(time.perf_counter() - began)
+        curves.append((steps, their_losses))
+    torch.set_num_threads(machine.threads)
+    rate = baselines.matrix_rate(machine.precision)
+    reached = baselines.flop_an_image() * len(data.train.labels) / min(ours)
+    apart = max(abs(a - b) for a, b in zip(*curves[0], strict=True))
+    return [
+        Figure(
+            "epoch of the original recipe / DataLoader loop",
+            statistics.median(ours) / statistics.median(theirs),
+            0.30,
+            f"{_seconds(ours)} / {_seconds(theirs)}; losses at most {apart:.2f} apart",
+        ),
+        Figure(
+            f"of the machine's {str(machine.precision).removeprefix('torch.')} matrix rate",
+            reached / rate,
+            0.45,
+            f"{reached / 1e9:.0f} of {rate / 1e9:.0f} GFLOP/s, batch {params.train.batch_size}",
+            higher_is_better=True,
+        ),
+    ]
+
+
+def time_to_99(seeds: int) -> list[Figure]:
+    """Training seconds to 99 %, this Net beside the record recipe's."""
+    overrides = tuple((mnist.ROOT / "recipes" / "fast").read_text(encoding="utf-8").split())
+    params = mnist.params(overrides)
+    data = mnist.read(0)
+    ours, theirs = [], []
+    for seed in range(1, seeds + 1):
+        ours.append(measure(params, data, seed)[1:])
+        torch.set_num_threads(prepare(params.train).threads)
+        theirs.append(baselines.record(data, seed))
+    accuracy = statistics.mean(row[0] for row in ours)
+    return [
+        Figure(
+            "time to 99.0 % / record recipe",
+            statistics.median(row[1] for row in ours) / statistics.median(row[0] for row in theirs),
+            0.60,
+            f"{_seconds([row[1] for row in ours])} for {accuracy:.2%} / "
+            f"{_seconds([row[0] for row in theirs])} for "
+            f"{statistics.mean(row[1] for row in theirs):.2%}, mean of {seeds} seeds",
+        )
+    ]
+
+
+def evaluation() -> list[Figure]:
+    """Seconds to evaluate 10,000 images, imports apart."""
+    params = mnist.params()
+    data = mnist.read(0)
+    machine = prepare(params.train)
+    torch.set_num_threads(machine.threads)
+    net = new_net(params.train, 10, 0.13, 0.31)
+    times = []
+    for _ in range(3):
+        began = time.perf_counter()
+        evaluate(net, data.test, params.evaluate.batch_size)
+        times.append(time.perf_counter() - began)
+    return [Figure("evaluation of 10,000 images (s)", times[0], 1.0, f"first {times[0]:.2f} s")]
+
+
+def pipelines(rounds: int) -> list[Figure]:
+    """Whole pipelines from nothing: ours, tracked and untracked, beside the one by the docs."""
+    docs, tracked, untracked = [], [], []
+    for _ in range(rounds):
+        docs.append(_by_the_docs())
+        tracked.append(_ours(tracking=True))
+        untracked.append(_ours(tracking=False))
+    ours_total = [total for total, _ in tracked]
+    docs_total = [total for total, _ in docs]
+    ours_rest = [total - training for total, training in tracked]
+    docs_rest = [total - parts["training_loop"] for total, parts in docs]
+    off_rest = [total - training for total, training in untracked]
+    added = statistics.median(ours_rest) - statistics.median(off_rest)
+    theirs = statistics.median(
+        parts["setup"] + parts["log_model"] + parts["load_model"] + 2 * parts["import_mlflow"]
+        for _, parts in docs
+    )
+    on = statistics.median(training for _, training in tracked)
+    off = statistics.median(training for _, training in untracked)
+    return [
+        Figure(
+            "whole pipeline, default recipe / by the docs, original recipe",
+            statistics.median(ours_total) / statistics.median(docs_total),
+            0.50,
+            f"{_seconds(ours_total)} / {_seconds(docs_total)}",
+        ),
+        Figure(
+            "all of that but training / by the docs",
+            statistics.median(ours_rest) / statistics.median(docs_rest),
+            0.40,
+            f"{_seconds(ours_rest)} / {_seconds(docs_rest)}",
+        ),
+        Figure("tracking adds to the training loop", on / off, 1.02, f"{on:.2f} s / {off:.2f} s"),
+        Figure(
+            "tracking's fixed cost a pipeline / by the docs",
+            added / theirs,
+            0.40,
+            f"{added:.1f} s / {theirs:.1f} s (imports, store, model)",
+        ),
+    ]
+
+
+def nothing_to_do(rounds: int) -> list[Figure]:
+    """`dvc repro` with nothing to do, ours beside a pipeline without stages."""
+    with _project() as ours, tempfile.TemporaryDirectory() as empty:
+        _prepared(ours, tracking=False, dataset="mnist-5k")
+        _run(["dvc", "repro"], ours, os.environ)
+        _git(Path(empty))
+        Path(empty, "dvc.yaml").write_text("stages: {}\n")
+        shutil.copy(ours / ".dvc" / "config", Path(empty) / ".dvc" / "config")
+        pairs = [(_timed(ours), _timed(Path(empty))) for _ in range(rounds)]
+    mine, floor = zip(*pairs, strict=True)
+    return [
+        Figure(
+            "`dvc repro` with nothing to do / DVC's floor",
+            statistics.median(mine) / statistics.median(floor),
+            1.05,
+            f"{_seconds(list(mine))} / {_seconds(list(floor))}",
+        )
+    ]
+
+
+def preprocess_memory() -> list[Figure]:
+    """Peak memory of preprocess over the size of the raw arrays."""
+    with _project() as ours:
+        _prepared(ours, tracking=False)
+        _run([sys.executable, "src/download.py"], ours, os.environ)
+        code = (
+            "import resource, subprocess, sys\n"
+            "subprocess.run([sys.executable, 'src/preprocess.py'], check=True)\n"
+            "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"
+        )
+        done = _run([sys.executable, "-c", code], ours, os.environ)
+    peak = int(done.split()[-1]) * 1024
+    raw = 70_000 * (28 * 28 + 1)
+    return [
+        Figure(
+            "peak memory of preprocess / raw arrays",
+            peak / raw,
+            3.0,
+            f"{peak / 1e6:.0f} MB / {raw / 1e6:.0f} MB",
+        )
+    ]
+
+
+def _by_the_docs() -> tuple[float, dict[str, float]]:
+    with tempfile.TemporaryDirectory() as folder, _mirror() as address:
+        project = Path(folder, "project")
+        shutil.copytree(HERE / "by_the_docs", project)
+        _git(project)
+        timings = Path(folder, "timings.json")
+        environment = {**os.environ, "DATA_MIRROR": address, "TIMINGS": str(timings)}
+        environment.pop("MLFLOW_TRACKING_URI", None)
+        began = time.perf_counter()
+        _run(["dvc", "repro"], project, environment)
+        total = time.perf_counter() - began
+        stages = {entry["stage"]: entry for entry in json.loads(timings.read_text())}
+    began = time.perf_counter()
+    _run([sys.executable, "-c", "import mlflow"], HERE, os.environ)
+    imports = time.perf_counter() - began
+    return total, {
+        **{name: stages["train"][name] for name in ("training_loop", "setup", "log_model")},
+        "load_model": stages["evaluate"]["load_model"],
+        "import_mlflow": imports,
+    }
+
+
+def _ours(tracking: bool) -> tuple[float, float]:
+    with _project() as project:
+        _prepared(project, tracking)
+        began = time.perf_counter()
+        said = _run(["dvc", "repro"], project, os.environ)
+        total = time.perf_counter() - began
+    found = re.search(r"trained in ([\d.]+) s", said)
+    assert found, said
+    assert not tracking or "MLflow knows everything" in said, said
+    return total, float(found.group(1))
+
+
+@contextmanager
+def _project() -> Iterator[Path]:
+    """A clone of this checkout as it stands, with nothing made in it yet."""
+    with tempfile.TemporaryDirectory() as folder:
+        listed = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+        for name in _run(listed, mnist.ROOT, os.environ).splitlines():
+            source, target = mnist.ROOT / name, Path(folder, "project", name)
+            if source.is_file() and name != "dvc.lock":
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(source, target)
+        yield Path(folder, "project")
+
+
+def _prepared(project: Path, tracking: bool, dataset: str = "mnist") -> None:
+    params = project / "params.yaml"
+    text = params.read_text(encoding="utf-8")
+    text = text.replace("enabled: true", f"enabled: {str(tracking).lower()}")
+    params.write_text(text.replace("dataset: mnist ", f"dataset: {dataset} "), encoding="utf-8")
+    _git(project)
+
+
+def _git(folder: Path) -> None:
+    identity = ["-c", "user.name=b", "-c", "user.email=b@localhost"]
+    _run(["git", "init", "--quiet"], folder, os.environ)
+    if not (folder / ".dvc").exists():
+        _run(["dvc", "init", "--quiet"], folder, os.environ)
+    _run(["git", "add", "--all"], folder, os.environ)
+    _run(["git", *identity, "commit", "--quiet", "-m", "start"], folder, os.environ)
+
+
+def _timed(folder: Path) -> float:
+    began = time.perf_counter()
+    _run(["dvc", "repro"], folder, os.environ)
+    return time.perf_counter() - began
+
+
+def _run(command: list[str], folder: Path, environment: "os._Environ[str] | dict[str, str]") -> str:
+    path = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
+    mirror = {"DATA_MIRROR": str(mnist.folder())}
+    done = subprocess.run(
+        command,
+        cwd=folder,
+        env={**mirror, **environment, "PATH": path},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    if done.returncode:
+        sys.exit(f"{' '.join(command)} failed:\n{done.stdout}")
+    return done.stdout
+
+
+@contextmanager
+def _mirror() -> Iterator[str]:
+    class Quiet(SimpleHTTPRequestHandler):
+        """Serves files and says nothing."""
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    handler = partial(Quiet, directory=str(mnist.folder()))
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}/"
+    finally:
+        server.shutdown()
+
+
+def _seconds(values: list[float]) -> str:
+    return f"{statistics.median(values):.2f} s"
+
+
+def _table(figures: list[Figure]) -> str:
+    rows = ["| figure | measured | bar | | made of |", "|---|---|---|---|---|"]
+    for figure in figures:
+        sign = "≥" if figure.higher_is_better else "≤"
+        met = "met" if figure.met else "**missed**"
+        rows.append(
+            f"| {figure.name} | {figure.value:.2f} | {sign} {figure.bar:g} | {met} | "
+            f"{figure.made_of} |"
+        )
+    return "\n".join(rows) + "\n"
+
+
+def _picture(figures: list[Figure], path: Path) -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure as Canvas
+
+    canvas = Canvas(figsize=(9, 0.5 * len(figures) + 1.2), layout="constrained")
+    FigureCanvasAgg(canvas)
+    axes = canvas.add_subplot()
+    shares = [
+        figure.bar / figure.value if figure.higher_is_better else figure.value / figure.bar
+        for figure in figures
+    ]
+    colours = ["#1a7f4b" if figure.met else "#c2600a" for figure in figures]
+    places = range(len(figures))
+    axes.barh(places, shares, color=colours, height=0.6)
+    axes.axvline(1, color="#59636e", lw=1, ls="--")
+    axes.set_yticks(places, [figure.name.replace("`", "") for figure in figures])
+    axes.invert_yaxis()
+    axes.set_xlabel("share of what the bar allows (shorter is better; the dashed line is the bar)")
+    for place, (figure, share) in enumerate(zip(figures, shares, strict=True)):
+        axes.text(share + 0.02, place, f"{figure.value:.2f}", va="center", size=9)
+    axes.set_xlim(0, max(1.3, *shares) * 1.08)
+    canvas.savefig(path, dpi=110, metadata={"Software": None})
+
+
+def _machine() -> str:
+    described = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    model = re.search(r"model name\s*: (.*)", described)
+    cores = len(os.sched_getaffinity(0))
+    return f"{cores} cores, {model.group(1) if model else 'unknown'}, torch {torch.__version__}"
+
+
+def main() -> None:
+    """Measure, print, and write the table and the picture."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true")
+    quick = parser.parse_args().quick
+    began = time.perf_counter()
+    figures: list[Figure] = []
+    for part in (
+        partial(epoch, 1 if quick else 3),
+        partial(time_to_99, 1 if quick else 5),
+        evaluation,
+        partial(pipelines, 1 if quick else 2),
+        partial(nothing_to_do, 3 if quick else 7),
+        preprocess_memory,
+    ):
+        found = part()
+        figures += found
+        print(_table(found).split("\n", 2)[2], end="", flush=True)
+    minutes = (time.perf_counter() - began) / 60
+    load = os.getloadavg()[0]
+    print(f"\n{_machine()}; {minutes:.1f} minutes, load {load:.1f}")
+    if not quick:
+        (HERE / "RESULTS.md").write_text(
+            "# Benchmark\n\n`make bench` writes this page. Each figure is a ratio of two things "
+            f"measured in the same run (median).\n\n{_machine()}; {minutes:.0f} minutes.\n\n"
+            f"{_table(figures)}\n![Results](results.png)\n",
+            encoding="utf-8",
+        )
+        _picture(figures, HERE / "results.png")
+
+
+if __name__ == "__main__":
+    main()
