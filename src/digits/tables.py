@@ -35,7 +35,7 @@ def read(path: Path, columns: Sequence[str]) -> list[list[float | None]]:
         return [[_number(cell) if cell else None for cell in line] for line in lines[1:]]
     except (ValueError, csv.Error) as error:
         raise DataError(
-            f"{path} is not a table of {', '.join(columns)} ({error}); "
+            f"{path} is not a table of {', '.join(columns)} ({error!s:.200}); "
             "delete it and run `dvc repro`"
         ) from error
 
