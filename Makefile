@@ -41,7 +41,7 @@ test: setup                 ## the test suite
 check: setup                ## lint, format and types
 	ruff check .
 	ruff format --check .
-	mypy src tests benchmarks
+	mypy src tests benchmarks docs
 
 format: setup               ## format the code
 	ruff check --fix .
