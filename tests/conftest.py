@@ -1,4 +1,4 @@
-"""A clone of the working tree in a temporary folder, and one in which the pipeline has run."""
+"""Clones of the working tree in temporary folders, and the store of a team."""
 
 from __future__ import annotations
 
@@ -11,16 +11,18 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, suppress
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import yaml
 
 from digits.tracking import outbox
 from digits.tracking.store import Store
+from servers import FaultyProxy, MlflowServer, mlflow_server, postgres, s3
 
 HERE = Path(__file__).resolve().parents[1]
 DROPPED = ("MLFLOW_", "_MLFLOW_", "DVC_", "AWS_", "GIT_", "PYTHON", "DATA_MIRROR", "VIRTUAL_ENV")
@@ -150,10 +152,8 @@ def _move_paths(database: Path, old: str, new: str) -> None:
                 )
 
 
-@pytest.fixture(scope="session")
-def clean_environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+def environment(home: Path) -> dict[str, str]:
     """What a person's shell would have, and nothing that says where to track, mirror or cache."""
-    home = tmp_path_factory.mktemp("home")
     env = {key: value for key, value in os.environ.items() if not key.startswith(DROPPED)}
     return env | {
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
@@ -170,12 +170,9 @@ def clean_environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str
     }
 
 
-@pytest.fixture(scope="session")
-def bare_project(
-    tmp_path_factory: pytest.TempPathFactory, clean_environment: dict[str, str]
-) -> Project:
-    """The working tree as one commit, with small parameters, nothing run; only to be copied."""
-    project = Project(tmp_path_factory.mktemp("bare") / "project", clean_environment)
+def working_tree(root: Path, env: dict[str, str]) -> Project:
+    """The working tree as one commit in a new checkout, with small parameters, nothing run."""
+    project = Project(root, env)
     project.root.mkdir()
     listed = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
@@ -192,6 +189,20 @@ def bare_project(
     project.git("init", "--quiet", "--initial-branch=main")
     project.commit("The project")
     return project
+
+
+@pytest.fixture(scope="session")
+def clean_environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The environment of every command that a test runs."""
+    return environment(tmp_path_factory.mktemp("home"))
+
+
+@pytest.fixture(scope="session")
+def bare_project(
+    tmp_path_factory: pytest.TempPathFactory, clean_environment: dict[str, str]
+) -> Project:
+    """The working tree as one commit, with small parameters, nothing run; only to be copied."""
+    return working_tree(tmp_path_factory.mktemp("bare") / "project", clean_environment)
 
 
 @pytest.fixture(scope="session")
@@ -231,3 +242,47 @@ def bare(bare_project: Project, copy_of: Callable[[Project], Project]) -> Projec
 def finished(finished_project: Project, copy_of: Callable[[Project], Project]) -> Project:
     """A project in which the pipeline ran once and MLflow knows it, for this test alone."""
     return copy_of(finished_project)
+
+
+@dataclass(frozen=True)
+class Team:
+    """The servers, and the secrets that reach what stands behind them."""
+
+    server: MlflowServer
+    database: str
+    s3: dict[str, str]
+
+    @property
+    def secrets(self) -> list[str]:
+        return [str(urlsplit(self.database).password), self.s3["AWS_SECRET_ACCESS_KEY"]]
+
+
+@pytest.fixture(scope="session")
+def team(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Team]:
+    """One team's servers for the whole session; tests use seeds of their own."""
+    folder = tmp_path_factory.mktemp("team")
+    with ExitStack() as stack:
+        database = stack.enter_context(postgres(folder / "postgres"))
+        settings = stack.enter_context(s3(folder))
+        artifacts = f"s3://{settings['S3_BUCKET']}/artifacts"
+        server = stack.enter_context(mlflow_server(folder, database, artifacts, settings))
+        yield Team(server, database, settings)
+
+
+@pytest.fixture
+def proxy(team: Team) -> Iterator[FaultyProxy]:
+    """A proxy in front of the team's server that lets everything through."""
+    with FaultyProxy(team.server.uri) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def shared(finished: Project, team: Team) -> Project:
+    """A project whose commands are told to use the team's store."""
+    return finished.with_env(MLFLOW_TRACKING_URI=team.server.uri)
+
+
+@pytest.fixture
+def behind_proxy(finished: Project, proxy: FaultyProxy) -> Project:
+    """A project whose commands reach the team's store through the proxy."""
+    return finished.with_env(MLFLOW_TRACKING_URI=proxy.uri, MLFLOW_HTTP_REQUEST_TIMEOUT="2")
