@@ -1,0 +1,332 @@
+"""Killed at any moment, the next `dvc repro` finishes: same bytes, one run, no gap."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+import psutil
+import pytest
+
+from conftest import Project
+from digits import lineage
+from digits.files import md5
+from digits.tracking import outbox
+from told import ONCE, told
+
+LONGER = {"train.epochs": 8, "train.threads": 2, "checkpoint.every_steps": 5}
+WAIT_SECONDS = 100.0
+
+T = TypeVar("T")
+
+
+def until(what: Callable[[], T]) -> T:
+    """Wait until something is so; give it."""
+    deadline = time.monotonic() + WAIT_SECONDS
+    while time.monotonic() < deadline:
+        if found := what():
+            return found
+        time.sleep(0.01)
+    raise AssertionError("what was waited for never came")
+
+
+@pytest.fixture(scope="module")
+def ready_project(bare_project: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """One whose data is there and whose training is still to come; only to be copied."""
+    project = bare_project.copy(tmp_path_factory.mktemp("ready") / "project")
+    project.params(LONGER)
+    try:
+        project.dvc("repro", "preprocess")
+    finally:
+        project.stop_sender()
+    project.commit("Data")
+    return project
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(ready_project: Project, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The MD5 of the model that an uninterrupted training gives."""
+    project = ready_project.copy(tmp_path_factory.mktemp("uninterrupted") / "project")
+    project.params({"tracking.enabled": False})
+    project.stage("train")
+    return md5(project.model)
+
+
+@pytest.fixture
+def ready(ready_project: Project, copy_of: Callable[[Project], Project]) -> Project:
+    return copy_of(ready_project)
+
+
+@pytest.fixture
+def untracked(ready: Project) -> Project:
+    ready.params({"tracking.enabled": False})
+    return ready
+
+
+@contextmanager
+def started(project: Project, *command: str) -> Iterator[subprocess.Popen[str]]:
+    """A command in the background, in a process group of its own."""
+    with (project.root.parent / f"{project.root.name}.log").open("w") as log:
+        process = subprocess.Popen(
+            command, cwd=project.root, env=project.env, stdout=log, stderr=log, text=True,
+            process_group=0,
+        )  # fmt: skip
+    try:
+        yield process
+    finally:
+        for one in family(process.pid):
+            one.kill()
+        process.wait()
+
+
+def log(project: Project) -> str:
+    return (project.root.parent / f"{project.root.name}.log").read_text()
+
+
+def family(pid: int) -> list[psutil.Process]:
+    try:
+        process = psutil.Process(pid)
+        return [*process.children(recursive=True), process]
+    except psutil.NoSuchProcess:
+        return []
+
+
+def stage_of(process: subprocess.Popen[str], name: str) -> psutil.Process | None:
+    """The stage that a dvc runs: the first python of its script, not a worker it forked."""
+    for one in reversed(family(process.pid)):
+        try:
+            command = one.cmdline()
+            parent = one.parent()
+            if f"src/{name}.py" in command and (parent is None or parent.cmdline() != command):
+                return one
+        except psutil.Error:
+            continue
+    return None
+
+
+def is_saved(project: Project) -> bool:
+    return any(project.root.glob(".digits/checkpoints/*.safetensors"))
+
+
+def is_told_of_points(project: Project) -> bool:
+    return any(
+        "metrics" in record
+        for entry in outbox.entries(project.outbox)
+        for record, _ in outbox.records(entry)
+    )
+
+
+@contextmanager
+def in_training(project: Project) -> Iterator[tuple[subprocess.Popen[str], psutil.Process]]:
+    """`dvc repro train` at a moment when a checkpoint is there; and the stage it runs."""
+    with started(project, "dvc", "repro", "train") as dvc:
+        until(lambda: is_saved(project) and is_told_of_points(project))
+        stage = stage_of(dvc, "train")
+        assert stage is not None, log(project)
+        yield dvc, stage
+
+
+def finish(project: Project) -> str:
+    output = project.dvc("repro", "train").stdout
+    project.digits("sync", "--wait", "60")
+    return output
+
+
+@pytest.mark.parametrize("signal_", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_a_killed_training_resumes_to_the_same_bytes_in_the_same_run(
+    ready: Project, uninterrupted: str, signal_: signal.Signals
+) -> None:
+    with in_training(ready) as (dvc, stage):
+        if signal_ == signal.SIGINT:
+            os.killpg(dvc.pid, signal_)  # as Ctrl-C does
+        else:
+            stage.send_signal(signal_)
+        assert dvc.wait(WAIT_SECONDS) != 0
+    assert "Traceback" not in log(ready)
+    if signal_ != signal.SIGKILL:
+        assert "train: interrupted; the next `dvc repro` goes on from here" in log(ready)
+    assert not ready.model.exists()
+    assert "train: going on after step" in finish(ready)
+    assert md5(ready.model) == uninterrupted
+    assert told(ready) == ONCE
+    assert not is_saved(ready)
+    assert list(ready.root.glob("**/*.tmp")) == []
+
+
+def test_a_stage_whose_dvc_was_killed_gives_way_to_the_next(
+    ready: Project, uninterrupted: str
+) -> None:
+    with in_training(ready) as (dvc, stage):
+        dvc.send_signal(signal.SIGKILL)
+        dvc.wait(WAIT_SECONDS)
+        finish(ready)
+        until(lambda: not stage.is_running() or stage.status() == psutil.STATUS_ZOMBIE)
+    assert md5(ready.model) == uninterrupted
+    assert told(ready) == ONCE
+    assert not is_saved(ready)
+
+
+def test_a_killed_sender_loses_and_doubles_nothing(ready: Project, uninterrupted: str) -> None:
+    with in_training(ready) as (dvc, _):
+        until(lambda: (doing := outbox.sender(ready.outbox)) and doing.what == "sending")
+        doing = outbox.sender(ready.outbox)
+        assert doing is not None
+        os.kill(doing.pid, signal.SIGKILL)
+        assert dvc.wait(WAIT_SECONDS) == 0, log(ready)
+    ready.digits("sync", "--wait", "60")
+    assert md5(ready.model) == uninterrupted
+    assert told(ready) == ONCE
+
+
+def test_a_power_cut_takes_back_nothing_that_matters(ready: Project, uninterrupted: str) -> None:
+    with in_training(ready) as (dvc, stage):
+        stage.kill()
+        dvc.wait(WAIT_SECONDS)
+    ready.stop_sender()
+    (entry,) = outbox.entries(ready.outbox)
+    journal = entry / outbox.JOURNAL
+    (file,) = ready.root.glob(".digits/checkpoints/*.safetensors")
+    kept = journal.read_bytes()[: synced(entry, file)]
+    journal.write_bytes(kept + b'{"metrics": [["train/loss", 1.')
+    half = file.with_name(f".{file.name}.999999999.tmp")
+    half.mkdir()
+    (half / ".tmpAbCdEf").write_bytes(file.read_bytes()[:1000])
+    assert "train: going on after step" in finish(ready)
+    assert md5(ready.model) == uninterrupted
+    assert told(ready) == ONCE
+    assert not half.exists()
+
+
+def synced(entry: Path, file: Path) -> int:
+    """How much of a journal was on the disk for sure: up to the checkpoint, and what was sent."""
+    import safetensors
+
+    with safetensors.safe_open(file, "numpy") as opened:
+        step = int(opened.get_tensor("step"))
+    known = int(outbox.sent(entry).get("offset", 0))
+    for record, end in outbox.records(entry):
+        loss = [point[2] for point in record.get("metrics", ()) if point[0] == "train/loss"]
+        if loss and max(loss) >= step:
+            break
+        known = max(known, end)
+    return known
+
+
+def test_two_repros_at_once_are_kept_apart_by_dvc(ready: Project, uninterrupted: str) -> None:
+    with in_training(ready) as (dvc, _):
+        second = ready.dvc("repro", check=False)
+        assert second.returncode != 0
+        assert "is busy, it is being blocked by" in second.stdout
+        assert "Traceback" not in second.stdout
+        assert dvc.wait(WAIT_SECONDS) == 0, log(ready)
+    assert md5(ready.model) == uninterrupted
+
+
+def interrupted(project: Project) -> None:
+    with started(project, "python", "src/train.py") as process:
+        until(lambda: is_saved(project))
+        process.kill()
+
+
+def another_seed(project: Project) -> None:
+    project.params({"train.seed": 2})
+
+
+def other_data(project: Project) -> None:
+    project.params({"preprocess.seed": 2})
+    project.stage("preprocess")
+
+
+def other_code(project: Project) -> None:
+    with (project.root / "src/digits/net.py").open("a") as file:
+        file.write("\nANSWER = 42\n")
+
+
+@pytest.mark.parametrize("change", [another_seed, other_data, other_code])
+def test_a_checkpoint_of_other_parameters_data_or_code_is_not_picked_up(
+    untracked: Project, change: Callable[[Project], None]
+) -> None:
+    interrupted(untracked)
+    change(untracked)
+    with started(untracked, "python", "src/train.py"):
+        until(lambda: "train: " in log(untracked))
+    assert "train: epoch 1/8" in log(untracked)
+    assert "going on" not in log(untracked)
+
+
+def test_a_damaged_checkpoint_is_said_and_training_starts_anew(
+    untracked: Project, uninterrupted: str
+) -> None:
+    interrupted(untracked)
+    (file,) = untracked.root.glob(".digits/checkpoints/*.safetensors")
+    content = bytearray(file.read_bytes())
+    content[-100] ^= 1
+    file.write_bytes(content)
+    output = untracked.stage("train").stdout
+    assert "is damaged: its content has another hash than it had" in output
+    assert "starting from the beginning" in output
+    assert md5(untracked.model) == uninterrupted
+    assert not is_saved(untracked)
+
+
+def test_divergence_is_said_and_the_run_failed(ready: Project) -> None:
+    ready.params(
+        {"train.optimizer": "sgd", "train.learning_rate": 100, "train.schedule": "constant"}
+    )
+    done = ready.stage("train", check=False)
+    assert done.returncode == 1
+    last = done.stdout.splitlines()[-1]
+    assert last.startswith("train: the loss became ")
+    assert last.endswith("training diverged; lower train.learning_rate")
+    assert "Traceback" not in done.stdout
+    assert not ready.model.exists()
+    ready.digits("sync", "--wait", "60")
+    (run,) = ready.store().tagged({"origin": "trained"})
+    assert run.info.status == "FAILED"
+    assert "diverged" in run.data.tags["reason"]
+
+
+def test_without_git_the_pipeline_runs_and_says_that_the_commit_is_unknown(
+    bare: Project,
+) -> None:
+    tools = Path(shutil.which("dvc", path=bare.env["PATH"]) or "").parent
+    assert not (tools / "git").exists()
+    gitless = bare.with_env(PATH=str(tools))
+    gitless.params({"train.epochs": 1})
+    gitless.dvc("repro", "train")
+    (entry,) = outbox.entries(bare.outbox) or [None]
+    if entry is not None:
+        record, _ = next(outbox.records(entry))
+        assert record["open"]["tags"]["git.commit"] == "unknown"
+    bare.digits("sync", "--wait", "60")
+    (run,) = bare.store().tagged({"origin": "trained"})
+    assert run.data.tags["git.commit"] == run.data.tags["git.dirty"] == "unknown"
+
+
+def test_a_shallow_clone_with_a_detached_head_runs(bare: Project, tmp_path: Path) -> None:
+    bare.commit("Second")
+    clone = Project(tmp_path / "clone", bare.env)
+    bare.git("clone", "--quiet", "--depth=1", f"file://{bare.root}", str(clone.root))
+    clone.git("checkout", "--quiet", "--detach")
+    clone.params({"tracking.enabled": False})
+    clone.dvc("repro", "preprocess")
+    at = lineage.commit(clone.root)
+    assert at.id == bare.git("rev-parse", "HEAD")
+    assert at.branch == "detached"
+    assert at.dirty == "true"
+
+
+def test_entries_stay_in_order_when_the_clock_jumps_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    times = iter([2_000_000_000_000, 1_000_000_000_000, 1_000_000_000_001])
+    monkeypatch.setattr(outbox, "now", lambda: next(times))
+    made = [outbox.put_evaluation(tmp_path / "outbox", identity * 16, {}, {}) for identity in "cba"]
+    assert outbox.entries(tmp_path / "outbox") == made
