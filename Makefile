@@ -20,7 +20,7 @@ $(VENV)/.done: requirements.lock pyproject.toml
 	$(PYTHON) -m venv --clear $(VENV)
 	sed -n '/^uv==/,/^[^ ]/p' requirements.lock | sed '$$d' > $(VENV)/uv.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $(VENV)/uv.lock
-	VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --compile-bytecode --require-hashes -r requirements.lock \
+	VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --system-certs --compile-bytecode --require-hashes -r requirements.lock \
 	  || $(BIN)/python -m pip install --require-hashes -r requirements.lock
 	VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --quiet --offline --no-deps --no-build-isolation -e .
 	touch $@
