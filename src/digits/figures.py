@@ -41,7 +41,10 @@ def confusion(path: Path, matrix: npt.NDArray[np.int64], names: Sequence[str]) -
     for row, column in np.ndindex(matrix.shape):
         if count := matrix[row, column]:
             bold = "bold" if row == column else "normal"
-            axes.text(column, row, str(count), ha="center", va="center", size=8, weight=bold)
+            ink = "white" if mistakes[row, column] > 0.6 * mistakes.max() else "black"
+            axes.text(
+                column, row, str(count), ha="center", va="center", size=8, weight=bold, color=ink
+            )
     axes.set_xticks(range(len(names)), names)
     axes.set_yticks(range(len(names)), names)
     axes.set(xlabel="predicted", ylabel="actual", title="Confusion on the test split")
