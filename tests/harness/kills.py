@@ -1,0 +1,165 @@
+"""Kill pipelines at random moments, again and again, until each is finished.
+
+    python tests/harness/kills.py [--count 100] [--seed 1] [--quick]
+
+Every pipeline is a fresh clone of this working tree. `dvc repro` runs in it and is killed after
+a random time: its whole process group, the stage alone, dvc alone, or the sender; mostly by
+SIGKILL. Then it runs again, until a `dvc repro` comes through. Every finished pipeline must have
+the very hashes of one that was never killed, and one run whose curves have no gap and no doubled
+point. Prints the counts; exits 1 if one is wrong.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(HERE / "src"), str(HERE / "tests")]
+
+import psutil  # noqa: E402
+import yaml  # noqa: E402
+
+from conftest import Project, environment, working_tree  # noqa: E402
+from digits.tracking import outbox  # noqa: E402
+from told import ONCE, told  # noqa: E402
+
+PARAMS = {"train.epochs": 6, "train.threads": 2, "checkpoint.every_steps": 5}
+QUICK_COUNT = 8
+SIGNALS = [signal.SIGKILL] * 8 + [signal.SIGTERM, signal.SIGINT]
+TARGETS = ["group"] * 4 + ["stage"] * 3 + ["dvc"] * 2 + ["sender"]
+ATTEMPTS = 4
+
+
+def hashes(project: Project) -> dict[str, str]:
+    """The MD5 of every output, as dvc.lock has it."""
+    locked: dict[str, Any] = yaml.safe_load((project.root / "dvc.lock").read_text())
+    stages = locked["stages"].values()
+    return {out["path"]: out["md5"] for stage in stages for out in stage["outs"]}
+
+
+def victim(target: str, dvc: subprocess.Popen[bytes], project: Project) -> int | None:
+    """The process id to be killed; None if there is no such process now."""
+    if target in ("group", "dvc"):
+        return dvc.pid
+    if target == "sender":
+        doing = outbox.sender(project.outbox)
+        alive = doing is not None and outbox.is_locked(project.outbox / ".sender.lock")
+        return doing.pid if doing is not None and alive else None
+    with suppress(psutil.Error):
+        for child in psutil.Process(dvc.pid).children(recursive=True):
+            if any(part.startswith("src/") for part in child.cmdline()):
+                return child.pid
+    return None
+
+
+def repro(project: Project, dice: random.Random, longest: float, kills: Counter[str]) -> bool:
+    """One `dvc repro`, killed after a random time; whether it came through before that."""
+    with (project.root.parent / "log").open("ab") as log:
+        dvc = subprocess.Popen(
+            ["dvc", "repro"], cwd=project.root, env=project.env, stdin=subprocess.DEVNULL,
+            stdout=log, stderr=log, process_group=0,
+        )  # fmt: skip
+    with suppress(subprocess.TimeoutExpired):
+        dvc.wait(dice.uniform(0.2, longest))
+    if dvc.returncode == 0:
+        return True
+    target, number = dice.choice(TARGETS), dice.choice(SIGNALS)
+    pid = None if dvc.returncode else victim(target, dvc, project)
+    if pid is not None:
+        with suppress(ProcessLookupError):
+            (os.killpg if target == "group" else os.kill)(pid, number)
+            kills[f"{target} {number.name}"] += 1
+    if target == "sender" or pid is None:
+        return dvc.wait() == 0
+    with suppress(subprocess.TimeoutExpired):
+        dvc.wait(5)  # a stage that was killed takes its dvc along; one spared by SIGINT goes on
+    return dvc.returncode == 0 if dvc.returncode is not None else dvc.wait() == 0
+
+
+def finish(project: Project) -> bool:
+    """Run without being killed, until it is through and MLflow knows it."""
+    for _ in range(ATTEMPTS):
+        if project.dvc("repro", check=False).returncode == 0:
+            return project.digits("sync", "--wait", "100", check=False).returncode == 0
+    return False
+
+
+def main() -> int:
+    """Run, print the counts, and give the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--count", type=int, default=100, help="kills in all")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--quick", action="store_true", help=f"{QUICK_COUNT} kills")
+    chosen = parser.parse_args()
+    count = QUICK_COUNT if chosen.quick else chosen.count
+    dice = random.Random(chosen.seed)
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name:
+        folder = Path(name)
+        (folder / "clean").mkdir()
+        clean = working_tree(folder / "clean" / "project", environment(folder))
+        clean.params(PARAMS)
+        clean.commit("Longer")
+        whole = clean.copy(folder / "whole" / "project")
+        started = time.monotonic()
+        assert finish(whole)
+        longest = time.monotonic() - started
+        whole.stop_sender()
+        expected = hashes(whole)
+        print(f"uninterrupted: {longest:.0f} s, {len(expected)} outputs", flush=True)
+        verdicts, kills, pipelines = Counter[str](), Counter[str](), 0
+        while sum(kills.values()) < count:
+            pipelines += 1
+            project = clean.copy(folder / f"{pipelines}" / "project")
+            before = sum(kills.values())
+            while sum(kills.values()) < count and not repro(project, dice, longest / 2, kills):
+                pass
+            finished = finish(project)
+            found = told(project) if finished else None
+            same = finished and hashes(project) == expected
+            project.stop_sender()
+            verdicts["finished"] += finished
+            verdicts["same hashes"] += same
+            verdicts["one run"] += found is not None and (found.runs, found.status) == (
+                1,
+                "FINISHED",
+            )
+            verdicts["gaps"] += found.gaps if found else 0
+            verdicts["doubled points"] += found.doubled if found else 0
+            good = same and found == ONCE
+            print(
+                f"pipeline {pipelines}: {sum(kills.values()) - before} kills; "
+                f"{'as if never killed' if good else f'WRONG: {found}, same hashes: {same}'}",
+                flush=True,
+            )
+            if good:
+                shutil.rmtree(project.root.parent, ignore_errors=True)
+            else:
+                print((project.root.parent / "log").read_text()[-3000:])
+    print(f"kills           {sum(kills.values())}")
+    for kind, number in sorted(kills.items()):
+        print(f"  {kind:15} {number}")
+    print(f"pipelines       {pipelines}")
+    for kind in ("finished", "same hashes", "one run"):
+        print(f"{kind:15} {verdicts[kind]} of {pipelines}")
+    for kind in ("gaps", "doubled points"):
+        print(f"{kind:15} {verdicts[kind]}")
+    print(f"minutes         {(time.monotonic() - began) / 60:.1f}")
+    all_good = all(verdicts[kind] == pipelines for kind in ("finished", "same hashes", "one run"))
+    return 0 if all_good and not verdicts["gaps"] + verdicts["doubled points"] else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
