@@ -29,6 +29,7 @@ from digits.files import sync, write_json
 Point = tuple[str, float, int]  # key, value, step
 
 JOURNAL, FILES, SENT = "journal.jsonl", "files", "sent.json"
+RESTART_SECONDS = (1.0, 6.0, 6.0, 6.0)  # how long a sender may take to come up
 HANG_SECONDS = 20.0  # beyond the sender's own time-outs: it is stuck
 ENVIRONMENT = ("MLFLOW_", "AWS_", "GOOGLE_", "AZURE_", "DATABRICKS_")
 
@@ -265,20 +266,23 @@ def wait(outbox: Path, patience: float) -> str:
     Waits as long as the sender gets on. A server that fails or doesn't answer is given
     `patience` seconds.
     """
-    began = moved = time.monotonic()
+    moved = time.monotonic()
+    restart = moved + RESTART_SECONDS[0]
     left: dict[str, int] = {}
-    restarts, failure = 0, ""
-    while waiting := {folder.name: unsent(folder) for folder in _deliverable(outbox)}:
+    restarts, failure = 1, ""
+    while waiting := {folder.name: unsent(folder) for folder in deliverable(outbox)}:
         doing = sender(outbox) if is_locked(outbox / ".sender.lock") else None
         if waiting != left or (doing is not None and doing.what in ("starting", "preparing")):
             left, moved, failure = waiting, time.monotonic(), ""
-        if doing is None and time.monotonic() - began > 1 + restarts:
-            if restarts == 3:
+        if doing is None and time.monotonic() > restart:
+            if restarts == len(RESTART_SECONDS):
                 return f"the sender does not run; see {outbox / '.sender.log'}"
             start_sender(outbox)
+            restart = time.monotonic() + RESTART_SECONDS[restarts]
             restarts += 1
-        elif doing is not None and doing.what == "waiting":
-            failure = doing.detail
+        elif doing is not None:
+            restart = time.monotonic() + RESTART_SECONDS[0]
+            failure = doing.detail if doing.what == "waiting" else failure
         stuck = time.monotonic() - moved
         if stuck > patience + (0 if failure else HANG_SECONDS):
             return failure or f"no answer for {stuck:.0f} s"
@@ -297,7 +301,8 @@ def forgive(outbox: Path) -> None:
         write_json(folder / SENT, {**sent(folder), "refused": ""})
 
 
-def _deliverable(outbox: Path) -> list[Path]:
+def deliverable(outbox: Path) -> list[Path]:
+    """The pending entries that the store hasn't refused."""
     return [folder for folder in pending(outbox) if not refusal(folder)]
 
 

@@ -12,11 +12,13 @@ import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO
 
 from digits.files import write_json
 from digits.tracking import outbox
 from digits.tracking.failures import Unreachable
 
+LOCK_TRIES = 5
 IDLE_SECONDS = 15.0
 OUTAGE_SECONDS = 60.0
 NICENESS = 19
@@ -44,15 +46,24 @@ class Status:
 def main(folder: Path) -> None:
     """Deliver until there is nothing left to do."""
     lock = (folder / ".sender.lock").open("a")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    if not _taken(lock):
         return
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     os.nice(NICENESS)
     status = Status(folder)
     status.say("starting", "")
     _deliver_until_idle(folder, status)
+
+
+def _taken(lock: IO[str]) -> bool:
+    """Hold the lock unless another sender does; those who only look hold it for a moment."""
+    for _ in range(LOCK_TRIES):
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            time.sleep(PAUSE)
+    return False
 
 
 def _deliver_until_idle(folder: Path, status: Status) -> None:
@@ -64,6 +75,7 @@ def _deliver_until_idle(folder: Path, status: Status) -> None:
     failures, last_good, last_needed = 0, time.monotonic(), time.monotonic()
     while time.monotonic() - last_needed < IDLE_SECONDS:
         someone_writes = any(map(outbox.is_open, outbox.entries(folder)))
+        had_work = bool(outbox.deliverable(folder))
         try:
             if store is None:
                 status.say("connecting", "")
@@ -75,7 +87,7 @@ def _deliver_until_idle(folder: Path, status: Status) -> None:
             failures += 1
             status.say("waiting", str(error))
         in_outage = failures and time.monotonic() - last_good < OUTAGE_SECONDS
-        if someone_writes or in_outage:
+        if someone_writes or in_outage or (had_work and not failures):
             last_needed = time.monotonic()
         if not warming.ident:
             warming.start()

@@ -49,6 +49,7 @@ CHAMPION, CHALLENGER = "champion", "challenger"
 
 METRICS_A_CALL, PARAMS_A_CALL = 1000, 100
 BATCH = 1000
+CONNECTIONS_TRIED = 3
 LONGEST_TAG, LONGEST_PARAM = 5000, 6000
 REFUSALS = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_DOES_NOT_EXIST", "INVALID_STATE")
 
@@ -68,6 +69,10 @@ class Store:
     def __init__(self, root: Path, uri: str | None = None) -> None:
         self.root = root
         self.uri = uri or default_uri(root)
+        if not self.uri.startswith("http"):
+            from mlflow.store.db import utils
+
+            utils.MAX_RETRY_COUNT = CONNECTIONS_TRIED  # ten would take 100 s
         self.client = MlflowClient(self.uri, os.environ.get("MLFLOW_REGISTRY_URI"))
 
     def ping(self) -> None:
@@ -355,8 +360,9 @@ def export(net: Any, classes: int, example: Any, folder: Path) -> None:
         net.eval(),
         str(folder),
         signature=ModelSignature(
-            Schema([TensorSpec(numpy.dtype("uint8"), (-1, 1, 28, 28), "images")]),
-            Schema([TensorSpec(numpy.dtype("float32"), (-1, classes), "log_probabilities")]),
+            # unnamed: arrays of named tensors are passed on as a dict, which this flavor refuses
+            Schema([TensorSpec(numpy.dtype("uint8"), (-1, 1, 28, 28))]),
+            Schema([TensorSpec(numpy.dtype("float32"), (-1, classes))]),
         ),
         input_example=example,
         serialization_format="pt2",

@@ -1,0 +1,116 @@
+"""From a run to commit, experiment, data and model file, and from each of them to the run."""
+
+import re
+from pathlib import Path
+
+import pytest
+from mlflow.entities import Run
+
+from conftest import Project
+from digits import lineage
+from digits.files import md5
+
+
+def run_of_model(project: Project) -> Run:
+    found = project.store().run_of_model(md5(project.model))
+    assert found is not None
+    return found
+
+
+def commands(run: Run) -> dict[str, str]:
+    """The quoted `dvc get` commands, by the path they bring."""
+    note = run.data.tags["mlflow.note.content"]
+    return {line.split()[3]: line for line in re.findall(r"`(dvc get .*)`", note)}
+
+
+def test_a_run_names_commit_branch_data_and_model_and_each_quoted_command_brings_its_file(
+    finished: Project, tmp_path: Path
+) -> None:
+    run = run_of_model(finished)
+    tags = run.data.tags
+    assert tags["git.commit"] == finished.git("rev-parse", "HEAD~1") in tags["mlflow.note.content"]
+    assert tags["git.branch"] == "main"
+    assert tags["git.dirty"] == "false"
+    for split in ("train", "validation", "test"):
+        file = finished.root / "data" / "processed" / f"{split}.safetensors"
+        assert tags[f"dvc.data.{split}"] == md5(file)
+    assert tags["dvc.model"] == md5(finished.model)
+
+    quoted = commands(run)
+    assert set(quoted) == {
+        "data/processed/train.safetensors",
+        "data/processed/validation.safetensors",
+        "models/net.safetensors",
+    }
+    for path in ("data/processed/train.safetensors", "models/net.safetensors"):
+        target = tmp_path / Path(path).name
+        finished.run("sh", "-c", f"{quoted[path]} --out {target}")
+        assert md5(target) == md5(finished.root / path)
+
+
+def test_an_experiment_is_named_and_its_quoted_command_brings_its_model(
+    finished: Project, tmp_path: Path
+) -> None:
+    finished.dvc(
+        "exp", "run", "--temp", "--name", "wide", "-S", "train.seed=41", "-S", "train.epochs=1"
+    )
+    finished.digits("sync", "--wait", "60")
+    (run,) = finished.store().tagged({"dvc.experiment": "wide"})
+    assert run.data.tags["dvc.baseline"] == finished.git("rev-parse", "HEAD")
+    assert "experiment `wide`" in run.data.tags["mlflow.note.content"]
+    target = tmp_path / "net.safetensors"
+    command = commands(run)["models/net.safetensors"]
+    finished.run("sh", "-c", f"{command} --out {target}")
+    assert md5(target) == run.data.tags["dvc.model"]
+    assert run.info.run_id in finished.digits("find", "wide").stdout
+    assert run.info.run_id in finished.digits("find", str(target)).stdout
+
+
+def test_find_leads_from_a_file_a_hash_and_any_commit_to_the_run(finished: Project) -> None:
+    run = run_of_model(finished)
+    trained_at, committed_at = finished.git("rev-parse", "HEAD~1", "HEAD").split()
+    for what in (str(finished.model), md5(finished.model), trained_at, committed_at[:10], "main"):
+        found = finished.digits("find", what).stdout
+        assert run.info.run_id in found
+        assert "test accuracy" in found
+    done = finished.digits("find", "no-such-thing", check=False)
+    assert done.returncode == 1
+    assert "no run of no-such-thing" in done.stdout
+
+
+def test_a_dirty_tree_is_recorded_with_its_difference(finished: Project, tmp_path: Path) -> None:
+    finished.params({"train.seed": 42, "train.epochs": 1})
+    script = finished.root / "src" / "train.py"
+    script.write_text(script.read_text() + "# a change\n")
+    finished.stage("train")
+    finished.stage("evaluate")
+    run = run_of_model(finished)
+    assert run.data.tags["git.dirty"] == "true"
+    assert "uncommitted changes" in run.data.tags["mlflow.note.content"]
+    client = finished.store().client
+    path = client.download_artifacts(run.info.run_id, "source/uncommitted.diff", str(tmp_path))
+    difference = Path(path).read_text()
+    assert "+# a change" in difference
+    assert "+  seed: 42" in difference
+
+
+def test_without_git_everything_is_unknown(tmp_path: Path) -> None:
+    at = lineage.commit(tmp_path)
+    assert (at.id, at.branch, at.dirty) == ("unknown", "unknown", "unknown")
+    assert "dvc get . a.bin" in lineage.how_to_get(tmp_path, at, {"model": ("a.bin", "0" * 32)})
+
+
+def test_the_name_of_a_run_is_the_experiments(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("DVC_EXP_NAME", raising=False)
+    assert lineage.run_name("0123456789abcdef") == "train-01234567"
+    monkeypatch.setenv("DVC_EXP_NAME", "full-moon")
+    assert lineage.run_name("0123456789abcdef") == "full-moon"
+
+
+def test_the_remotes_credentials_are_in_no_description(bare: Project) -> None:
+    bare.git("remote", "add", "origin", "https://someone:hunter22@example.org/digits.git")
+    text = lineage.how_to_get(
+        bare.root, lineage.commit(bare.root), {"model": ("models/net.safetensors", "0" * 32)}
+    )
+    assert "https://example.org/digits.git" in text
+    assert "hunter22" not in text

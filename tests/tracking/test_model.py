@@ -1,0 +1,66 @@
+"""MLflow's copy of a model stands on its own: raw pixels in, log-probabilities out, no pickle."""
+
+import json
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from conftest import Project
+from digits import processed
+from digits.files import md5
+from digits.weights import load_net
+
+IN_A_FRESH_PROCESS = """
+import json, sys
+sys.modules["digits"] = None  # importing it fails, installed or not
+import mlflow.pyfunc, numpy
+model = mlflow.pyfunc.load_model(sys.argv[1])
+images = numpy.load(sys.argv[2])
+print(json.dumps([numpy.asarray(model.predict(images[:n])).tolist() for n in (1, 3, 7)]))
+"""
+
+
+def test_the_logged_model_needs_none_of_this_project_and_answers_as_the_net(
+    finished: Project, tmp_path: Path
+) -> None:
+    store = finished.store()
+    run = store.run_of_model(md5(finished.model))
+    assert run is not None
+    model_id = store.model_id(run.info.run_id)
+    images = processed.read(finished.root / "data/processed/test.safetensors").images[:7]
+    np.save(tmp_path / "images.npy", images)
+    done = finished.run(
+        "python",
+        "-P",
+        "-c",
+        IN_A_FRESH_PROCESS,
+        f"models:/{model_id}",
+        str(tmp_path / "images.npy"),
+        MLFLOW_TRACKING_URI=store.uri,
+    )
+    answers = json.loads(done.stdout.splitlines()[-1])
+    net, _ = load_net(finished.model)
+    with torch.no_grad():
+        expected = net.eval()(torch.from_numpy(images)).numpy()
+    for count, answer in zip((1, 3, 7), answers, strict=True):
+        np.testing.assert_allclose(answer, expected[:count], rtol=0, atol=1e-5)
+
+
+def test_the_logged_model_holds_no_pickle(finished: Project) -> None:
+    store = finished.store()
+    run = store.run_of_model(md5(finished.model))
+    assert run is not None
+    logged = store.client.get_logged_model(str(store.model_id(run.info.run_id)))
+    folder = Path(logged.artifact_location.removeprefix("file://"))
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    assert files
+    for path in files:
+        assert path.suffix not in (".pkl", ".pickle", ".pth", ".pt")
+        assert not path.read_bytes().startswith(b"\x80")
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                for name in archive.namelist():
+                    assert not name.endswith((".pkl", ".pickle"))
+                    assert archive.read(name)[:2] not in (b"\x80\x02", b"\x80\x04", b"\x80\x05")

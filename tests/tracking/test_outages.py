@@ -1,0 +1,155 @@
+"""A tracking server that fails in any way at any moment costs the training nothing."""
+
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from conftest import Project, Team
+from digits.files import md5
+from digits.history import History
+from digits.tracking import outbox
+from journals import arrived, compare, kept, written
+from servers import FaultyProxy, MlflowServer, Mode
+
+MODES: tuple[Mode, ...] = ("refuse", "hang", "error", "cut", "half")
+A_FEW_SECONDS = 5  # tracking.patience
+ONE_REQUEST = 10  # the sender's longest time-out
+SLACK = 25  # of a busy machine
+
+
+def delivered(box: Path) -> int:
+    """Bytes of journals of trainings that the sender says are delivered."""
+    return sum(
+        int(outbox.sent(entry).get("offset", 0))
+        for entry in outbox.entries(box)
+        if "-training-" in entry.name
+    )
+
+
+def assert_nothing_lost(project: Project, server: MlflowServer, journals: list[Path]) -> None:
+    client = MlflowClient(server.uri)
+    run = project.with_env(MLFLOW_TRACKING_URI=server.uri).store().run_of_model(md5(project.model))
+    assert run is not None
+    got = arrived(client, run.info.run_id)
+    count = compare(written(journals), got)
+    assert count.is_clean, count
+
+    history = project.root / "reports" / "history"
+    on_disk = History.read(history / "steps.csv", history / "epochs.csv").metrics()
+    for key in {key for key, _, _ in on_disk}:
+        curve = [(step, value) for step, value, _ in got[key]]
+        assert curve == [(step, value) for name, value, step in on_disk if name == key]
+
+    assert run.info.status == "FINISHED"
+    for name, value in project.metrics().items():
+        assert run.data.metrics[f"test/{name}"] == value
+    names = {item.path for item in client.list_artifacts(run.info.run_id)}
+    assert {"metrics.json", "classes.json", "confusion.csv", "figures", "history"} <= names
+    logged = client.search_logged_models(
+        [run.info.experiment_id], f"source_run_id = '{run.info.run_id}'"
+    )
+    assert [model.status.value for model in logged] == ["READY"]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_an_outage_at_the_start_in_the_middle_and_at_the_end_loses_nothing(
+    mode: Mode, team: Team, proxy: FaultyProxy, behind_proxy: Project, tmp_path: Path
+) -> None:
+    project = behind_proxy
+    project.params({"train.seed": 100 + MODES.index(mode), "train.epochs": 6})
+    proxy.mode = mode
+    with kept(project.outbox, tmp_path / "journals") as journals:
+        command = ["python", "src/train.py"]
+        training = subprocess.Popen(command, cwd=project.root, env=project.env)
+        while not journals:  # the outage is older than the training
+            assert training.poll() is None
+            time.sleep(0.01)
+        time.sleep(1)
+        proxy.mode = "pass"
+        while training.poll() is None and not delivered(project.outbox):
+            time.sleep(0.01)
+        proxy.mode = mode  # again, while it trains or with its end
+        assert training.wait(120) == 0
+
+        began = time.monotonic()
+        said = project.stage("evaluate").stdout
+        assert time.monotonic() - began < A_FEW_SECONDS + ONE_REQUEST + SLACK
+        assert "MLflow is not told yet" in said
+        status = project.digits("status").stdout
+        assert "other records" in status
+        refused = project.digits("sync", "--wait", "1", check=False)
+        assert refused.returncode == 1
+        assert "Traceback" not in refused.stdout
+
+        proxy.mode = "pass"
+        project.digits("sync", "--wait", "60")
+    assert "waiting  0 of 0 entries" in project.digits("status").stdout
+    assert_nothing_lost(project, team.server, journals)
+
+
+def test_a_whole_repro_with_a_server_that_hangs_is_slower_by_no_more_than_its_patience(
+    bare: Project, team: Team, proxy: FaultyProxy
+) -> None:
+    proxy.mode = "hang"
+    project = bare.with_env(MLFLOW_TRACKING_URI=proxy.uri)
+    project.params({"train.seed": 110})
+    off = [time.monotonic()]
+    project.dvc("repro")
+    off.append(time.monotonic())
+    project.params({"tracking.enabled": False})
+    project.dvc("repro", "--force")
+    off.append(time.monotonic())
+    project.params({"tracking.enabled": True})
+    with_outage, without = off[1] - off[0], off[2] - off[1]
+    assert with_outage - without < A_FEW_SECONDS + ONE_REQUEST + SLACK
+
+    proxy.mode = "pass"
+    project.digits("sync", "--wait", "60")
+    (run,) = (
+        project.with_env(MLFLOW_TRACKING_URI=team.server.uri)
+        .store()
+        .tagged({"dvc.model": md5(project.model)})
+    )
+    assert run.info.status == "FINISHED"
+
+
+def test_one_sender_serves_all_stages_of_a_pipeline(bare: Project) -> None:
+    bare.dvc("repro")
+    log = bare.outbox / ".sender.log"
+    assert log.read_text() == "", log.read_text()
+    first = outbox.sender(bare.outbox)
+    assert first is not None
+    assert outbox.is_locked(bare.outbox / ".sender.lock")
+    bare.params({"evaluate.calibration_bins": 9})
+    bare.dvc("repro")
+    second = outbox.sender(bare.outbox)
+    assert second is not None
+    assert second.pid == first.pid
+
+
+def test_what_the_store_refuses_is_said_and_holds_nobody(finished: Project) -> None:
+    finished.params({"train.seed": 120, "train.epochs": 1})
+    finished.stop_sender()
+    finished.stage("train", MLFLOW_TRACKING_URI="http://127.0.0.1:9")
+    (entry,) = outbox.entries(finished.outbox)
+    journal = entry / outbox.JOURNAL
+    journal.write_text(journal.read_text().replace('"mlflow.user"', '"' + "x" * 300 + '"'))
+    done = finished.digits("sync", check=False)
+    assert done.returncode == 1
+    assert "refused" in done.stdout
+    assert "refused by the store" in finished.digits("status").stdout
+
+    journal.write_text(journal.read_text().replace("x" * 300, "mlflow.user"))
+    finished.digits("sync", "--again", "--wait", "60")
+    assert "waiting  0 of 0 entries" in finished.digits("status").stdout
+
+
+def test_a_command_that_can_not_reach_the_store_says_so_in_one_line(finished: Project) -> None:
+    for command in (["find", "HEAD"], ["promote"], ["rollback"]):
+        done = finished.digits(*command, check=False, MLFLOW_TRACKING_URI="http://127.0.0.1:9")
+        assert done.returncode == 1
+        assert "127.0.0.1:9" in done.stdout
+        assert "Traceback" not in done.stdout
