@@ -1,0 +1,168 @@
+"""The training room on a GPU, beside what people use; needs torch alone.
+
+    python benchmarks/gpu.py FOLDER_WITH_THE_FOUR_MNIST_FILES
+
+Checks the losses against the CPU's, then prints, warm, the time to 99 % with this Net, with the
+record recipe, and the time of the original loop's epoch, all on the same GPU.
+"""
+
+import gzip
+import math
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
+
+from digits.params import Train
+from digits.training import Images, Step, evaluate, new_net, prepare, train
+
+MEAN, STD = 0.1307, 0.3081
+ORIGINAL = Train(
+    seed=1, epochs=1, batch_size=64, optimizer="sgd", learning_rate=0.001, momentum=0.5,
+    beta2=0.999, weight_decay=0.0, schedule="constant", shift=0, keep="last", log_every=100,
+    device="cpu", precision="float32", threads=0, deterministic=True,
+)  # fmt: skip
+FAST = Train(
+    seed=1, epochs=1, batch_size=256, optimizer="adamw", learning_rate=0.008, momentum=0.7,
+    beta2=0.9, weight_decay=0.01, schedule="one-cycle", shift=0, keep="last", log_every=1000,
+    device="cuda", precision="auto", threads=0, deterministic=False,
+)  # fmt: skip
+
+
+def read(folder: Path) -> tuple[Images, Images]:
+    """MNIST's training and test split on the CPU."""
+
+    def tensor(name: str, header: int) -> Tensor:
+        data = bytearray(gzip.decompress((folder / f"{name}-ubyte.gz").read_bytes()))
+        return torch.frombuffer(data, dtype=torch.uint8, offset=header)
+
+    train, test = (
+        Images(
+            tensor(f"{part}-images-idx3", 16).view(-1, 1, 28, 28),
+            tensor(f"{part}-labels-idx1", 8).long(),
+        )
+        for part in ("train", "t10k")
+    )
+    return train, test
+
+
+def ours(recipe: Train, data: tuple[Images, Images]) -> tuple[float, float, list[float]]:
+    """Seconds of training, test accuracy, and the logged losses."""
+    machine = prepare(recipe)
+    training, test = data[0].to(machine.device), data[1].to(machine.device)
+    none = Images(training.images[:0], training.labels[:0])
+    net = new_net(recipe, 10, MEAN, STD).to(machine.device)
+    synchronize(machine.device)
+    began = time.perf_counter()
+    losses = [e.loss for e in train(net, training, none, recipe, machine) if isinstance(e, Step)]
+    synchronize(machine.device)
+    seconds = time.perf_counter() - began
+    return (
+        seconds,
+        accuracy(lambda images: evaluate(net, Images(images, test.labels)), test),
+        losses,
+    )
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait for what the GPU still does."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def accuracy(model: Callable[[Tensor], Tensor], test: Images) -> float:
+    """Share of right answers, 0..1."""
+    return (model(test.images).argmax(1) == test.labels).double().mean().item()
+
+
+class Plain(nn.Module):
+    """Convolution, ReLU, pool, twice; two fully connected layers; normalised pixels in."""
+
+    def __init__(self, first: int, second: int, kernel: int, hidden: int) -> None:
+        super().__init__()
+        self.conv1, self.conv2 = nn.Conv2d(1, first, 5), nn.Conv2d(first, second, kernel)
+        self.fc1, self.fc2 = nn.LazyLinear(hidden), nn.Linear(hidden, 10)
+        self(torch.zeros(2, 1, 28, 28))
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        hidden = F.max_pool2d(F.relu(self.conv1(pixels)), 2)
+        hidden = F.max_pool2d(F.relu(self.conv2(hidden)), 2)
+        return F.log_softmax(self.fc2(F.relu(self.fc1(hidden.flatten(1)))), dim=1)
+
+
+def record(seed: int, data: tuple[Images, Images]) -> tuple[float, float]:
+    """The record recipe from resident float32: seconds, and test accuracy."""
+    torch.manual_seed(seed)
+    device = torch.device("cuda")
+    pixels = [((split.images.to(device).float() / 255 - MEAN) / STD) for split in data]
+    labels, test_labels = (split.labels.to(device) for split in data)
+    net, count = Plain(24, 32, 3, 256).to(device), len(labels)
+    optimizer = torch.optim.Adam(net.parameters(), 0.01, (0.7, 0.9))
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, 0.01, total_steps=math.ceil(count / 256), cycle_momentum=False
+    )
+    torch.cuda.synchronize()
+    began = time.perf_counter()
+    for indices in torch.split(torch.randperm(count, device=device), 256):
+        optimizer.zero_grad()
+        F.nll_loss(net(pixels[0][indices]), labels[indices]).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        schedule.step()
+    torch.cuda.synchronize()
+    seconds = time.perf_counter() - began
+    with torch.inference_mode():
+        return seconds, accuracy(net, Images(pixels[1], test_labels))
+
+
+def original_loop(data: tuple[Images, Images]) -> float:
+    """Seconds of the original's epoch: normalised batches of 64 copied to the GPU one by one."""
+    device = torch.device("cuda")
+    pixels = (data[0].images.float() / 255 - MEAN) / STD
+    dataset = torch.utils.data.TensorDataset(pixels, data[0].labels)
+    loader = torch.utils.data.DataLoader(dataset, batch_size=64, shuffle=True)
+    net = Plain(20, 50, 5, 500).to(device)
+    optimizer = torch.optim.SGD(net.parameters(), 0.001, 0.5)
+    began = time.perf_counter()
+    for images, labels in loader:
+        optimizer.zero_grad()
+        F.nll_loss(net(images.to(device)), labels.to(device)).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    torch.cuda.synchronize()
+    return time.perf_counter() - began
+
+
+def main() -> None:
+    """Check, measure and print the table."""
+    if len(sys.argv) != 2 or not torch.cuda.is_available():
+        sys.exit(f"{__doc__}\nneeds CUDA and one argument")
+    data = read(Path(sys.argv[1]))
+    _, on_cpu, cpu_losses = ours(ORIGINAL, data)
+    from dataclasses import replace
+
+    first = ours(replace(ORIGINAL, device="cuda"), data)
+    again = ours(replace(ORIGINAL, device="cuda"), data)
+    apart = max(abs(a - b) for a, b in zip(cpu_losses, first[2], strict=True))
+    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}")
+    print(f"original recipe: CPU {on_cpu:.2%}, GPU {first[1]:.2%}; losses {apart:.4f} apart")
+    print(f"deterministic: {'same losses twice' if first[2] == again[2] else 'NOT THE SAME'}")
+    ours(FAST, data)
+    record(0, data)
+    rows = [ours(replace(FAST, seed=seed), data)[:2] for seed in range(1, 6)]
+    exact = [ours(replace(FAST, seed=s, deterministic=True), data)[:2] for s in range(1, 6)]
+    others = [record(seed, data) for seed in range(1, 6)]
+    print("| | seconds, warm (median of 5) | test accuracy (mean) |\n|---|---|---|")
+    for name, measured in (("this Net", rows), ("… deterministic", exact), ("record", others)):
+        seconds = statistics.median(row[0] for row in measured)
+        print(f"| {name} | {seconds:.3f} | {statistics.mean(row[1] for row in measured):.2%} |")
+    print(f"| original loop, one epoch | {original_loop(data):.3f} | |")
+
+
+if __name__ == "__main__":
+    main()
