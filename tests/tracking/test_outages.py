@@ -15,7 +15,8 @@ from journals import arrived, compare, kept, written
 from servers import FaultyProxy, MlflowServer, Mode
 
 MODES: tuple[Mode, ...] = ("refuse", "hang", "error", "cut", "half")
-A_FEW_SECONDS = 5  # tracking.patience
+LONG = ("error", "cut")  # the harness has them too
+A_FEW_SECONDS = 5  # tracking.patience in params.yaml
 ONE_REQUEST = 10  # the sender's longest time-out
 SLACK = 25  # of a busy machine
 
@@ -54,12 +55,17 @@ def assert_nothing_lost(project: Project, server: MlflowServer, journals: list[P
     assert [model.status.value for model in logged] == ["READY"]
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(
+    "mode",
+    [pytest.param(mode, marks=[pytest.mark.long] if mode in LONG else []) for mode in MODES],
+)
 def test_an_outage_at_the_start_in_the_middle_and_at_the_end_loses_nothing(
     mode: Mode, team: Team, proxy: FaultyProxy, behind_proxy: Project, tmp_path: Path
 ) -> None:
     project = behind_proxy
-    project.params({"train.seed": 100 + MODES.index(mode), "train.epochs": 6})
+    project.params(
+        {"train.seed": 100 + MODES.index(mode), "train.epochs": 4, "tracking.patience": 1}
+    )
     proxy.mode = mode
     with kept(project.outbox, tmp_path / "journals") as journals:
         command = ["python", "src/train.py"]
@@ -67,7 +73,6 @@ def test_an_outage_at_the_start_in_the_middle_and_at_the_end_loses_nothing(
         while not journals:  # the outage is older than the training
             assert training.poll() is None
             time.sleep(0.01)
-        time.sleep(1)
         proxy.mode = "pass"
         while training.poll() is None and not delivered(project.outbox):
             time.sleep(0.01)
@@ -118,8 +123,9 @@ def test_a_whole_repro_with_a_server_that_hangs_is_slower_by_no_more_than_its_pa
 
 def test_one_sender_serves_all_stages_of_a_pipeline(bare: Project) -> None:
     bare.dvc("repro")
-    log = bare.outbox / ".sender.log"
-    assert log.read_text() == "", log.read_text()
+    log = (bare.outbox / ".sender.log").read_text()
+    assert "Traceback" not in log
+    assert log.count("Creating initial MLflow database tables") == 1
     first = outbox.sender(bare.outbox)
     assert first is not None
     assert outbox.is_locked(bare.outbox / ".sender.lock")
@@ -136,14 +142,15 @@ def test_what_the_store_refuses_is_said_and_holds_nobody(finished: Project) -> N
     finished.stage("train", MLFLOW_TRACKING_URI="http://127.0.0.1:9")
     (entry,) = outbox.entries(finished.outbox)
     journal = entry / outbox.JOURNAL
-    journal.write_text(journal.read_text().replace('"mlflow.user"', '"' + "x" * 300 + '"'))
+    journal.write_text(journal.read_text().replace('"train.seed"', '"train.seed?"'))
     done = finished.digits("sync", check=False)
     assert done.returncode == 1
     assert "refused" in done.stdout
     assert "refused by the store" in finished.digits("status").stdout
 
-    journal.write_text(journal.read_text().replace("x" * 300, "mlflow.user"))
-    finished.digits("sync", "--again", "--wait", "60")
+    journal.write_text(journal.read_text().replace('"train.seed?"', '"train.seed"'))
+    said = finished.digits("sync", "--again", "--wait", "60").stdout
+    assert "not written for this model" in said  # which was not evaluated
     assert "waiting  0 of 0 entries" in finished.digits("status").stdout
 
 

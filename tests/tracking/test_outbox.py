@@ -1,0 +1,237 @@
+"""The outbox: what a stage writes is whole, once and in order, whatever became of the stage."""
+
+import json
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from digits.errors import UserError
+from digits.tracking import outbox
+from digits.tracking.outbox import FILES, JOURNAL, SENT, Training
+
+KEY = "0123456789abcdef0123"
+OPENING: dict[str, Any] = {"experiment": "mnist", "name": "a", "tags": {}, "params": {}}
+
+
+def points(folder: Path) -> list[tuple[str, int]]:
+    return [
+        (key, step)
+        for record, _ in outbox.records(folder)
+        for key, _, step in record.get("metrics", ())
+    ]
+
+
+def kinds(folder: Path) -> list[str]:
+    return [next(iter(record)) for record, _ in outbox.records(folder)]
+
+
+@pytest.fixture
+def journal(tmp_path: Path) -> Iterator[Training]:
+    with Training(tmp_path, KEY, OPENING, {}) as opened:
+        yield opened
+
+
+def test_a_journal_holds_what_was_written_in_order(journal: Training) -> None:
+    journal.points([("loss", 0.5, 0), ("rate", 0.1, 0)])
+    journal.points([("loss", 0.4, 1)])
+    journal.close("FINISHED")
+    assert kinds(journal.folder) == ["open", "metrics", "metrics", "close"]
+    assert points(journal.folder) == [("loss", 0), ("rate", 0), ("loss", 1)]
+    assert outbox.is_finished(journal.folder)
+
+
+def test_a_point_is_written_once_even_when_a_resumed_training_repeats_its_step(
+    tmp_path: Path,
+) -> None:
+    with Training(tmp_path, KEY, OPENING, {}) as first:
+        first.points([("loss", 0.5, 0), ("loss", 0.4, 1)])
+        first.close("KILLED")
+    with Training(tmp_path, KEY, OPENING, {}) as second:
+        assert second.folder == first.folder
+        second.points([("loss", 0.4, 1), ("loss", 0.3, 2)])
+        assert second.next_step("loss") == 3
+        assert second.next_step("rate") == 0
+    assert points(first.folder) == [("loss", 0), ("loss", 1), ("loss", 2)]
+    assert kinds(first.folder).count("reopen") == 1
+
+
+def test_a_record_cut_by_a_kill_is_cut_off_and_written_again(tmp_path: Path) -> None:
+    with Training(tmp_path, KEY, OPENING, {}) as first:
+        first.points([("loss", 0.5, 0)])
+        first.close("KILLED")
+    with (first.folder / JOURNAL).open("a") as file:
+        file.write('{"metrics": [["loss", 0.4, 1')
+    assert points(first.folder) == [("loss", 0)]
+    with Training(tmp_path, KEY, OPENING, {}) as second:
+        second.points([("loss", 0.4, 1)])
+    assert points(first.folder) == [("loss", 0), ("loss", 1)]
+
+
+def test_a_finished_training_run_again_is_another_entry(tmp_path: Path) -> None:
+    for _ in range(2):
+        with Training(tmp_path, KEY, OPENING, {}) as training:
+            training.close("FINISHED")
+    assert len(outbox.entries(tmp_path)) == 2
+
+
+@pytest.mark.parametrize(
+    ("error", "status"), [(KeyboardInterrupt(), "KILLED"), (UserError("no\nroom"), "FAILED")]
+)
+def test_how_a_training_ended_and_why_is_written(
+    tmp_path: Path, error: BaseException, status: str
+) -> None:
+    with pytest.raises(type(error)), Training(tmp_path, KEY, OPENING, {}) as training:
+        raise error
+    *_, (last, _) = outbox.records(training.folder)
+    assert last["close"]["status"] == status
+    assert last["close"]["reason"] == " ".join(str(error).split())
+
+
+def test_an_entry_is_open_as_long_as_its_process_lives(tmp_path: Path) -> None:
+    training = Training(tmp_path, KEY, OPENING, {})
+    assert outbox.is_open(training.folder)
+    training.close("FINISHED")
+    assert not outbox.is_open(training.folder)
+
+
+def test_files_are_copied_so_that_what_follows_can_not_change_them(tmp_path: Path) -> None:
+    source = tmp_path / "params.yaml"
+    source.write_text("one")
+    files = {"source/params.yaml": source}
+    with Training(tmp_path / "box", KEY, OPENING, files) as training:
+        source.write_text("two")
+        assert (training.folder / FILES / "source/params.yaml").read_text() == "one"
+
+
+def test_the_same_evaluation_that_still_waits_is_not_put_twice(tmp_path: Path) -> None:
+    first = outbox.put_evaluation(tmp_path, KEY, {"model": "a"}, {})
+    assert outbox.put_evaluation(tmp_path, KEY, {"model": "a"}, {}) == first
+    assert outbox.put_evaluation(tmp_path, KEY[::-1], {"model": "b"}, {}) != first
+    assert len(outbox.pending(tmp_path)) == 2
+
+
+def test_entries_come_in_the_order_in_which_they_were_put(tmp_path: Path) -> None:
+    names = [f"{number:016d}" for number in (7, 3, 9, 1)]
+    put = [outbox.put_evaluation(tmp_path, name, {}, {}) for name in names]
+    assert outbox.entries(tmp_path) == put
+
+
+def test_what_was_delivered_no_longer_waits(tmp_path: Path) -> None:
+    folder = outbox.put_evaluation(tmp_path, KEY, {"model": "a"}, {})
+    size = (folder / JOURNAL).stat().st_size
+    assert outbox.unsent(folder) == size
+    (folder / SENT).write_text(json.dumps({"offset": size}))
+    assert not outbox.pending(tmp_path)
+    assert not list(outbox.records(folder, size))
+
+
+def test_a_damaged_note_of_what_was_sent_counts_as_nothing_sent(tmp_path: Path) -> None:
+    folder = outbox.put_evaluation(tmp_path, KEY, {"model": "a"}, {})
+    for damage in ("", "{", "[]", "null"):
+        (folder / SENT).write_text(damage)
+        assert outbox.pending(tmp_path) == [folder]
+
+
+def test_a_refused_entry_is_named_and_holds_nobody(tmp_path: Path) -> None:
+    folder = outbox.put_evaluation(tmp_path, KEY, {"model": "a"}, {})
+    (folder / SENT).write_text(json.dumps({"offset": 0, "refused": "bad name"}))
+    began = time.monotonic()
+    assert outbox.wait(tmp_path, 60) == "bad name"
+    assert time.monotonic() - began < 5
+    outbox.forgive(tmp_path)
+    assert outbox.deliverable(tmp_path) == [folder]
+
+
+class Sender:
+    """Holds the sender's lock and says what a sender would say."""
+
+    def __init__(self, box: Path) -> None:
+        self.box = box
+        script = "import fcntl, sys, time; f = open(sys.argv[1], 'a'); fcntl.flock(f, 2); "
+        script += "print(flush=True); time.sleep(60)"
+        command = [sys.executable, "-c", script, str(box / ".sender.lock")]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE)
+        assert self.process.stdout is not None
+        self.process.stdout.readline()
+
+    def say(self, what: str, detail: str = "") -> None:
+        pid, environment = self.process.pid, outbox.environment()
+        doing = outbox.Doing(pid, what, detail, time.time(), environment)
+        aside = self.box / ".aside"
+        aside.write_text(json.dumps(doing._asdict()))
+        aside.replace(self.box / ".sender.json")
+
+    def end(self) -> None:
+        self.process.kill()
+        self.process.communicate()
+
+
+@pytest.fixture
+def sender(tmp_path: Path) -> Iterator[Sender]:
+    sender = Sender(tmp_path)
+    yield sender
+    sender.end()
+
+
+def test_waiting_for_a_server_that_fails_again_and_again_ends_with_the_patience(
+    tmp_path: Path, sender: Sender
+) -> None:
+    outbox.put_evaluation(tmp_path, KEY, {"model": "a"}, {})
+    done = threading.Event()
+
+    def fail() -> None:
+        while not done.is_set():
+            sender.say("sending")
+            done.wait(0.2)
+            sender.say("waiting", "connection refused")
+            done.wait(0.2)
+
+    thread = threading.Thread(target=fail)
+    thread.start()
+    began = time.monotonic()
+    try:
+        assert outbox.wait(tmp_path, 1.5) == "connection refused"
+    finally:
+        done.set()
+        thread.join()
+    assert time.monotonic() - began < 10
+
+
+def test_waiting_ends_when_the_last_entry_is_delivered(tmp_path: Path, sender: Sender) -> None:
+    folder = outbox.put_evaluation(tmp_path, KEY, {"model": "a"}, {})
+    sender.say("preparing")
+    sent = json.dumps({"offset": (folder / JOURNAL).stat().st_size})
+    timer = threading.Timer(0.5, lambda: (folder / SENT).write_text(sent))
+    timer.start()
+    assert outbox.wait(tmp_path, 0.1) == ""
+    timer.join()
+
+
+def test_a_process_that_took_an_old_senders_number_is_not_stopped(tmp_path: Path) -> None:
+    stranger = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(30)"])
+    try:
+        outbox._stop(stranger.pid, tmp_path)
+        time.sleep(0.2)
+        assert stranger.poll() is None
+    finally:
+        stranger.kill()
+        stranger.wait()
+
+
+def test_what_was_told_is_remembered_for_its_store_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    box = tmp_path / ".digits" / "outbox"
+    box.mkdir(parents=True)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:5000")
+    outbox.note_told(box, "one")
+    assert outbox.told(box) == {"one"}
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:5001")
+    assert outbox.told(box) == set()
+    assert "127.0.0.1" not in (box / ".told").read_text()
