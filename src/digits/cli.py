@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from digits import lineage, project, stage
-from digits.errors import UserError
+from digits.errors import DataError, UserError
 from digits.files import md5
 from digits.params import Params, load
 from digits.tracking import outbox
@@ -119,8 +119,11 @@ def _put_results(params: Params, box: Path, again: bool) -> None:
         return
     from digits.results import is_told, put
 
-    if again or not is_told(paths, box):
-        put(params, paths, project.state())
+    try:
+        if again or not is_told(paths, box):
+            put(params, paths, project.state())
+    except DataError as error:
+        stage.say("digits sync", f"not told of the results here: {error}")
 
 
 def _find(arguments: argparse.Namespace) -> None:
