@@ -30,7 +30,7 @@ repro: setup                ## run what is not up to date, and tell MLflow what 
 	digits sync
 
 original: setup             ## the original recipe as an experiment of its own
-	dvc exp run --name original $(addprefix -S ,$(shell sed 's/\#.*//' recipes/original))
+	dvc exp run --temp --name original $(addprefix -S ,$(shell sed 's/\#.*//' recipes/original))
 
 sync: setup                 ## tell MLflow what it doesn't know yet
 	digits sync

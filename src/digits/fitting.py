@@ -152,6 +152,7 @@ def _follow(
     save: Callable[[Snapshot], None],
 ) -> None:
     speed = _Speed()
+    began = time.perf_counter()
     with _bar(params.train.epochs * images) as show:
         for event in events:
             match event:
@@ -171,6 +172,8 @@ def _follow(
                     stage.stop_if_orphaned()
             if journal is not None:
                 journal.points(points)
+    seconds = time.perf_counter() - began
+    stage.say("train", f"trained in {seconds:.2f} s")
 
 
 class _Speed:
