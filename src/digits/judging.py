@@ -58,6 +58,7 @@ def _refuse_strange_classes(test: Split, description: dict[str, Any], paths: Pat
 def _write(
     params: Params, paths: Paths, test: Split, log_probabilities: np.ndarray[Any, Any]
 ) -> None:
+    history = History.read(paths.steps, paths.epochs)
     names = list(test.facts.classes)
     predicted = log_probabilities.argmax(1)
     matrix = confusion(test.labels, predicted, len(names))
@@ -91,7 +92,6 @@ def _write(
             for i in worst
         ],
     )
-    history = History.read(paths.steps, paths.epochs)
     figures.loss_curves(paths.figure("loss"), history)
     figures.confusion(paths.figure("confusion"), matrix, names)
     titles = [f"{names[test.labels[i]]} taken for {names[predicted[i]]}" for i in worst]
