@@ -39,6 +39,8 @@ PARAMS = {"train.epochs": 6, "train.threads": 2, "checkpoint.every_steps": 5}
 QUICK_COUNT = 8
 SIGNALS = [signal.SIGKILL] * 8 + [signal.SIGTERM, signal.SIGINT]
 TARGETS = ["group"] * 4 + ["stage"] * 3 + ["dvc"] * 2 + ["sender"]
+KILLS_EACH = 10  # of one pipeline, at most
+SHARES = (0.3, 0.3, 0.8)  # of the time an uninterrupted pipeline takes: the longest until a kill
 ATTEMPTS = 4
 
 
@@ -72,7 +74,7 @@ def repro(project: Project, dice: random.Random, longest: float, kills: Counter[
             stdout=log, stderr=log, process_group=0,
         )  # fmt: skip
     with suppress(subprocess.TimeoutExpired):
-        dvc.wait(dice.uniform(0.2, longest))
+        dvc.wait(dice.uniform(0.2, longest * dice.choice(SHARES)))
     if dvc.returncode == 0:
         return True
     target, number = dice.choice(TARGETS), dice.choice(SIGNALS)
@@ -124,7 +126,8 @@ def main() -> int:
             pipelines += 1
             project = clean.copy(folder / f"{pipelines}" / "project")
             before = sum(kills.values())
-            while sum(kills.values()) < count and not repro(project, dice, longest / 2, kills):
+            most = min(count, before + KILLS_EACH)
+            while sum(kills.values()) < most and not repro(project, dice, longest, kills):
                 pass
             finished = finish(project)
             found = told(project) if finished else None
