@@ -6,9 +6,13 @@ import os
 import shutil
 import socketserver
 import threading
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from http.client import HTTPMessage
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -340,3 +344,12 @@ def test_the_facts_of_mnist_are_those_of_torchvision() -> None:
 
     assert [(file.name, file.md5) for file in datasets.MNIST.files] == MNIST.resources
     assert set(datasets.MNIST.mirrors) == set(MNIST.mirrors)
+
+
+def test_a_redirect_from_https_down_to_http_is_refused() -> None:
+    request = urllib.request.Request("https://example.org/digits.gz")
+    handler = fetch._SameKindOfRedirect()
+    with pytest.raises(urllib.error.URLError, match="refused a redirect from https to http"):
+        handler.redirect_request(
+            request, BytesIO(), 302, "Found", HTTPMessage(), "http://example.org/digits.gz"
+        )

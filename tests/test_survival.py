@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -10,15 +11,19 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import psutil
 import pytest
 
 from conftest import Project
 from digits import lineage
+from digits.errors import DataError
 from digits.files import md5
 from digits.tracking import outbox
+from digits.tracking.delivery import Delivery
+from digits.tracking.failures import Refused
+from digits.tracking.store import ENTRY, MODEL, Store, as_failure
 from told import ONCE, told
 
 LONGER = {"train.epochs": 8, "train.threads": 2, "checkpoint.every_steps": 5}
@@ -326,3 +331,55 @@ def test_entries_stay_in_order_when_the_clock_jumps_back(
     monkeypatch.setattr(outbox, "now", lambda: next(times))
     made = [outbox.put_evaluation(tmp_path / "outbox", identity * 16, {}, {}) for identity in "cba"]
     assert outbox.entries(tmp_path / "outbox") == made
+
+
+def reopened(box: Path) -> list[dict[str, Any]]:
+    """A training's journal, opened once more and closed; its records."""
+    with outbox.Training(box, "key", {}, {}) as journal:
+        journal.points([("train/loss", 2.0, 1)])
+        journal.close("KILLED")
+    (entry,) = outbox.entries(box)
+    return [record for record, _ in outbox.records(entry)]
+
+
+@pytest.mark.parametrize(
+    "torn",
+    [
+        b'{"metrics": [["train/loss", 1.',
+        b'{"metrics": [["train/loss", 1.0, 9]], "time": 1}',
+        b"\0\0",
+    ],
+)
+def test_a_last_record_that_was_not_whole_is_cut_off(tmp_path: Path, torn: bytes) -> None:
+    reopened(tmp_path)
+    (entry,) = outbox.entries(tmp_path)
+    with (entry / outbox.JOURNAL).open("ab") as file:
+        file.write(torn)
+    records = reopened(tmp_path)
+    assert [record["metrics"] for record in records if "metrics" in record] == [
+        [["train/loss", 2.0, 1]]
+    ]
+    assert "close" in records[-1]
+
+
+def test_a_damaged_journal_is_refused_by_name_and_stops_no_other_entry(tmp_path: Path) -> None:
+    reopened(tmp_path)
+    (entry,) = outbox.entries(tmp_path)
+    journal = entry / outbox.JOURNAL
+    journal.write_bytes(b"3\n" + journal.read_bytes())
+    with pytest.raises(DataError, match=r"journal\.jsonl is damaged at byte 0") as caught:
+        list(outbox.records(entry))
+    assert isinstance(as_failure(caught.value), Refused)
+
+
+def test_the_same_model_again_is_folded_though_the_clock_jumped_back(tmp_path: Path) -> None:
+    store = Store(tmp_path, f"sqlite:///{tmp_path}/mlflow.db")
+    runs = [
+        store.create_run("mnist", "train", {MODEL: "md5", ENTRY: name}, start, unique=ENTRY)
+        for name, start in (("first", 2_000_000), ("second", 1_000_000))
+    ]
+    entry = tmp_path / "outbox" / "2000001-training-key"
+    entry.mkdir(parents=True)
+    (entry / outbox.SENT).write_text(json.dumps({"run": runs[1], "model": "md5"}))
+    Delivery(store, entry, lambda *_: None)._fold_into_original(2_000_002)
+    assert [run.info.run_id for run in store.tagged({MODEL: "md5"})] == runs[:1]
