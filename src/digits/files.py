@@ -112,7 +112,8 @@ def read_json(path: Path) -> Any:
 def unreadable(path: Path, error: OSError) -> DataError:
     """The one-line error for a file that can't be opened."""
     return DataError(
-        f"cannot read {path}: {error.strerror or error}; `dvc repro` or `dvc checkout` makes it"
+        f"cannot read {path}: {error.strerror or str(error).removesuffix(f': {path}')}; "
+        "`dvc repro` or `dvc checkout` makes it"
     )
 
 
