@@ -141,7 +141,10 @@ def listening(pid: int) -> dict[int, set[str]]:
 
 @pytest.mark.parametrize(
     "address",
-    [f"http://reader:{SECRET}@127.0.0.1:1", f"postgresql://reader:{SECRET}@127.0.0.1:1/mlflow"],
+    [
+        f"http://reader:{SECRET}@127.0.0.1:1",
+        pytest.param(f"postgresql://reader:{SECRET}@127.0.0.1:1/mlflow", marks=pytest.mark.long),
+    ],
 )
 def test_a_password_of_the_store_reaches_no_file_and_no_message(
     finished: Project, address: str

@@ -144,7 +144,10 @@ def finish(project: Project) -> str:
     return output
 
 
-@pytest.mark.parametrize("signal_", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "signal_",
+    [signal.SIGKILL, signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.long)],
+)
 def test_a_killed_training_resumes_to_the_same_bytes_in_the_same_run(
     ready: Project, uninterrupted: str, signal_: signal.Signals
 ) -> None:
