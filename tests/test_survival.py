@@ -386,3 +386,15 @@ def test_the_same_model_again_is_folded_though_the_clock_jumped_back(tmp_path: P
     (entry / outbox.SENT).write_text(json.dumps({"run": runs[1], "model": "md5"}))
     Delivery(store, entry, lambda *_: None)._fold_into_original(2_000_002)
     assert [run.info.run_id for run in store.tagged({MODEL: "md5"})] == runs[:1]
+
+
+def test_a_store_whose_maker_was_killed_is_made_anew(bare: Project) -> None:
+    code = "from pathlib import Path; from digits.tracking.store import connect; connect(Path())"
+    made = bare.with_env(PYTHONPATH=str(bare.root / "src"))
+    with started(made, "python", "-c", code) as process:
+        until(lambda: any(file.stat().st_size for file in bare.root.glob(".digits/.*/mlflow.db")))
+        process.kill()
+    assert not (bare.root / "mlflow.db").exists()
+    made.run("python", "-c", code)
+    assert bare.store().experiment("mnist")
+    assert list((bare.root / ".digits").iterdir()) == []

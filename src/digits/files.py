@@ -29,7 +29,7 @@ def written_whole(path: Path) -> Iterator[Path]:
     aside = folder / path.name
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _remove_abandoned(path.parent)
+        remove_abandoned(path.parent)
         folder.mkdir(exist_ok=True)
         yield aside
         aside.chmod(READABLE)
@@ -45,7 +45,7 @@ def written_whole(path: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _remove_abandoned(folder: Path) -> None:
+def remove_abandoned(folder: Path) -> None:
     """Remove what writers that were killed left aside in a folder."""
     for path in folder.glob(".*.tmp"):
         writer = re.fullmatch(r".*\.(\d{1,9})\.tmp", path.name)

@@ -5,6 +5,7 @@ found by tag before they are made, points carry the time at which they were writ
 store's primary key holds it), parameters and tags are set to what they are already.
 """
 
+import contextlib
 import json
 import os
 import shutil
@@ -37,6 +38,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.store.tracking import SEARCH_MAX_RESULTS_THRESHOLD
 
 from digits.errors import UserError
+from digits.files import remove_abandoned, sync
 from digits.tracking.failures import Refused, Unreachable
 from digits.tracking.redact import redact
 
@@ -333,11 +335,33 @@ def connect(root: Path) -> Store:
         Unreachable: it can't be reached, or its address means nothing.
     """
     try:
+        if not os.environ.get("MLFLOW_TRACKING_URI"):
+            _make_database(root / "mlflow.db", root / ".digits")
         store = Store(root)
         store.ping()
     except Exception as error:
         raise Unreachable(str(as_failure(error))) from error
     return store
+
+
+def _make_database(path: Path, state: Path) -> None:
+    """Make the sqlite file whole or not at all.
+
+    MLflow makes its tables one after the other; killed in between, it can't go on from there.
+    """
+    if path.exists():
+        return
+    state.mkdir(parents=True, exist_ok=True)
+    remove_abandoned(state)
+    folder = state / f".{path.name}.{os.getpid()}.tmp"
+    folder.mkdir(exist_ok=True)
+    try:
+        MlflowClient(f"sqlite:///{folder / path.name}").search_experiments(max_results=1)
+        sync(folder / path.name)
+        with contextlib.suppress(FileExistsError):  # another was faster
+            os.link(folder / path.name, path)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def export(net: Any, classes: int, example: Any, folder: Path) -> None:
