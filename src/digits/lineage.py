@@ -1,5 +1,6 @@
 """Where a result comes from: commit, tree, experiment, data, and how to get them again."""
 
+import getpass
 import os
 import re
 import subprocess
@@ -45,7 +46,7 @@ def tags(root: Path, at: Commit) -> dict[str, str]:
         "mlflow.source.git.commit": at.id,
         "mlflow.source.type": "PROJECT",
         "mlflow.source.name": root.name,
-        "mlflow.user": os.environ.get("USER") or os.environ.get("LOGNAME") or UNKNOWN,
+        "mlflow.user": _user(),
     }
     if experiment := os.environ.get("DVC_EXP_NAME"):
         found["dvc.experiment"] = experiment
@@ -101,6 +102,13 @@ def _revision(at: Commit, md5: str, lock: str) -> str:
 
 def _in_experiment() -> bool:
     return bool(os.environ.get("DVC_EXP_NAME"))
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):  # a user id without a name, as in some containers
+        return UNKNOWN
 
 
 def _without_credentials(url: str) -> str:
