@@ -5,7 +5,6 @@ found by tag before they are made, points carry the time at which they were writ
 store's primary key holds it), parameters and tags are set to what they are already.
 """
 
-import contextlib
 import json
 import os
 import shutil
@@ -358,10 +357,19 @@ def _make_database(path: Path, state: Path) -> None:
     try:
         MlflowClient(f"sqlite:///{folder / path.name}").search_experiments(max_results=1)
         sync(folder / path.name)
-        with contextlib.suppress(FileExistsError):  # another was faster
-            os.link(folder / path.name, path)
+        _move_if_first(folder / path.name, path)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _move_if_first(source: Path, target: Path) -> None:
+    """Give a file its name, unless another process was faster."""
+    try:
+        target.hardlink_to(source)
+    except FileExistsError:
+        return
+    except OSError:  # a file system without hard links
+        source.rename(target)
 
 
 def export(net: Any, classes: int, example: Any, folder: Path) -> None:
