@@ -72,9 +72,7 @@ def compare(sent: dict[str, Curve], got: dict[str, Curve]) -> Count:
         lost += (expected - found).total()
         doubled += (found - expected).total() + (expected - Counter(set(expected))).total()
         steps = [step for step, _, _ in got.get(key, ())]
-        out_of_order += sum(
-            after <= before for before, after in itertools.pairwise(steps)
-        )
+        out_of_order += sum(after <= before for before, after in itertools.pairwise(steps))
     return Count(sum(map(len, sent.values())), lost, doubled, out_of_order)
 
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 import yaml
-from imports import imported_files
 
 from digits.params import load
+from imports import imported_files
 
 ROOT = Path(__file__).resolve().parents[1]
 STAGES = ("download", "preprocess", "train", "evaluate")
