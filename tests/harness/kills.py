@@ -80,6 +80,8 @@ def repro(project: Project, dice: random.Random, longest: float, kills: Counter[
         return True
     target, number = dice.choice(TARGETS), dice.choice(SIGNALS)
     pid = None if dvc.returncode else victim(target, dvc, project)
+    if pid is None and dvc.returncode is None:
+        target, pid = "group", dvc.pid  # no sender, or no stage, at this moment
     if pid is not None:
         with suppress(ProcessLookupError):
             (os.killpg if target == "group" else os.kill)(pid, number)
