@@ -186,7 +186,9 @@ def test_a_killed_sender_loses_and_doubles_nothing(ready: Project, uninterrupted
         until(lambda: (doing := outbox.sender(ready.outbox)) and doing.what == "sending")
         doing = outbox.sender(ready.outbox)
         assert doing is not None
-        os.kill(doing.pid, signal.SIGKILL)
+        sender = psutil.Process(doing.pid)
+        assert str(ready.outbox) in sender.cmdline()
+        sender.kill()
         assert dvc.wait(WAIT_SECONDS) == 0, log(ready)
     ready.digits("sync", "--wait", "60")
     assert md5(ready.model) == uninterrupted

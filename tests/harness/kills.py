@@ -56,11 +56,11 @@ def victim(target: str, dvc: subprocess.Popen[bytes], project: Project) -> int |
     """The process id to be killed; None if there is no such process now."""
     if target in ("group", "dvc"):
         return dvc.pid
-    if target == "sender":
-        doing = outbox.sender(project.outbox)
-        alive = doing is not None and outbox.is_locked(project.outbox / ".sender.lock")
-        return doing.pid if doing is not None and alive else None
     with suppress(psutil.Error):
+        if target == "sender":
+            doing = outbox.sender(project.outbox)
+            known = doing is not None and psutil.Process(doing.pid).cmdline()
+            return doing.pid if doing and known and str(project.outbox) in known else None
         for child in psutil.Process(dvc.pid).children(recursive=True):
             if any(part.startswith("src/") for part in child.cmdline()):
                 return child.pid
