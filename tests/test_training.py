@@ -1,5 +1,6 @@
 """The training loop: right gradients, exact resume, the original curve."""
 
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -78,9 +79,9 @@ def test_hand_made_gradients_are_those_of_autograd_in_double_precision(
     torch.manual_seed(batch)
     net = Net(classes, 0.2, 0.4)
     images, labels = some(batch, classes=10, seed=batch)
-    gradients = BlockedGradients(net, torch.float32, threads, batch)
-    for _ in range(2):  # the second call must not see what the first left behind
-        loss, correct = gradients(images, labels)
+    with closing(BlockedGradients(net, torch.float32, threads, batch)) as gradients:
+        for _ in range(2):  # the second call must not see what the first left behind
+            loss, correct = gradients(images, labels)
     output = net(images)
     assert loss.item() == pytest.approx(F.nll_loss(output, labels).item(), rel=1e-5)
     assert correct.item() == (output.argmax(1) == labels).sum().item()
@@ -94,7 +95,8 @@ def test_hand_made_gradients_are_those_of_autograd_in_double_precision(
 def test_hand_made_gradients_in_bfloat16_point_the_same_way() -> None:
     net = Net()
     images, labels = some(256)
-    BlockedGradients(net, torch.bfloat16, 2, 256)(images, labels)
+    with closing(BlockedGradients(net, torch.bfloat16, 2, 256)) as gradients:
+        gradients(images, labels)
     for parameter, exact in zip(
         net.parameters(), reference_gradients(net, images, labels), strict=True
     ):
@@ -106,7 +108,8 @@ def test_hand_made_gradients_in_bfloat16_point_the_same_way() -> None:
 def test_equal_brightness_in_a_pooling_window_sends_the_gradient_where_max_pool_does() -> None:
     net = Net()
     images, labels = torch.full((8, 1, 28, 28), 7, dtype=torch.uint8), torch.arange(8)
-    BlockedGradients(net, torch.float32, 1, 8)(images, labels)
+    with closing(BlockedGradients(net, torch.float32, 1, 8)) as gradients:
+        gradients(images, labels)
     exact = reference_gradients(net, images, labels)
     for parameter, other in zip(net.parameters(), exact, strict=True):
         assert parameter.grad is not None
