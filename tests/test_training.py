@@ -156,17 +156,18 @@ def test_points_of_the_curve_count_samples_as_the_original_does() -> None:
 
 @pytest.mark.parametrize("steps", [1, 2, 5, 64, 864])
 def test_one_cycle_is_the_schedule_of_torch(steps: int) -> None:
+    peak = RECIPE.learning_rate
     weight = torch.nn.Parameter(torch.zeros(1))
     optimizer = torch.optim.SGD([weight], lr=1.0)
     if steps > 1:
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.004, total_steps=steps)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, peak, total_steps=steps)
         for step in range(steps):
             expected = schedule.get_last_lr()[0]
             assert learning_rate(step, steps, RECIPE) == pytest.approx(expected, rel=1e-9)
             optimizer.step()
             if step + 1 < steps:
                 schedule.step()
-    assert 0 < learning_rate(0, steps, RECIPE) <= 0.004
+    assert 0 < learning_rate(0, steps, RECIPE) <= peak
 
 
 def test_a_device_that_is_not_there_is_refused_by_the_name_of_its_parameter() -> None:

@@ -24,10 +24,10 @@ def judge(params: Params, paths: Paths) -> None:
     Raises:
         UserError: a file is missing or broken, or the device isn't there or too small.
     """
+    device = choose_device(params.evaluate.device, "evaluate.device")
     test = processed.read(paths.split("test"))
     net, description = load_net(paths.model)
     _refuse_strange_classes(test, description, paths)
-    device = choose_device(params.evaluate.device, "evaluate.device")
     data = Images(torch.from_numpy(test.images), torch.from_numpy(test.labels).long())
     try:
         output = evaluate(net.to(device), data.to(device), params.evaluate.batch_size)
