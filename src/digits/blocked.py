@@ -67,8 +67,10 @@ class BlockedGradients:
         self.others: list[_Remote] = []
         for number in range(1, count):
             self.others.append(_fork(_Worker(net, precision), number, self))
-        for parameter in net.parameters():
+        for parameter in (*net.conv1.parameters(), *net.conv2.parameters()):
             parameter.grad = torch.zeros_like(parameter)
+        for linear, total in zip(self.weights.of_linear(), self.own.linear, strict=True):
+            linear.grad = total
 
     @torch.no_grad()
     def __call__(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -175,15 +177,20 @@ class _Weights:
         self.parameters = dict(net.named_parameters())
         self.conv1 = _shared(torch.zeros(4 * 20, INPUTS1 + 1, dtype=precision))
         self.conv2 = _shared(torch.zeros(2 * 50, INPUTS2 + 1, dtype=precision))
+        self.copied = precision != torch.float32
         self.linear = [
-            _shared(torch.zeros_like(parameter, dtype=precision)) for parameter in self._linear()
+            _shared(torch.zeros_like(parameter, dtype=precision))
+            if self.copied
+            else _shared(parameter.detach())
+            for parameter in self.of_linear()
         ]
         self.filters1 = _filters1(self.conv1)
         self.filters2 = _filters2(self.conv2)
         self.scale = 1 / (255 * float(net.std))
         self.offset = 255 * float(net.mean)
 
-    def _linear(self) -> list[Tensor]:
+    def of_linear(self) -> list[Tensor]:
+        """The parameters of the two linear layers."""
         return [self.parameters[name] for name in LINEAR]
 
     def refresh(self) -> None:
@@ -194,19 +201,18 @@ class _Weights:
             place.copy_(self.parameters["conv2.weight"])
         self.conv1[:, INPUTS1].view(4, 20).copy_(self.parameters["conv1.bias"])
         self.conv2[:, INPUTS2].view(2, 50).copy_(self.parameters["conv2.bias"])
-        for ours, parameter in zip(self.linear, self._linear(), strict=True):
-            ours.copy_(parameter)
+        if self.copied:
+            for ours, parameter in zip(self.linear, self.of_linear(), strict=True):
+                ours.copy_(parameter)
 
     def hand_over(self, worker: "_Worker") -> None:
-        """Put summed gradients into the parameters."""
+        """Put summed gradients into the parameters; the linear layers' are there already."""
         first = _filters1(worker.conv1.t())
         self._gradient("conv1.weight")[:, 0].copy_(first[0] + first[1] + first[2] + first[3])
         torch.add(*_filters2(worker.conv2), out=self._gradient("conv2.weight"))
         bias1, bias2 = worker.conv1[INPUTS1].view(4, 20), worker.conv2[:, INPUTS2].view(2, 50)
         torch.sum(bias1, 0, out=self._gradient("conv1.bias"))
         torch.sum(bias2, 0, out=self._gradient("conv2.bias"))
-        for name, total in zip(LINEAR, worker.linear, strict=True):
-            self._gradient(name).copy_(total)
 
     def _gradient(self, name: str) -> Tensor:
         gradient = self.parameters[name].grad
