@@ -8,6 +8,7 @@ import math
 import os
 import sys
 from collections.abc import Iterator
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -21,7 +22,7 @@ from digits.errors import DeviceError, DivergedError
 from digits.net import Net
 from digits.params import Train
 
-EVALUATION_BATCH = 1000
+EVALUATION_BATCH = 500
 
 
 class Images(NamedTuple):
@@ -164,9 +165,13 @@ def train(
 
 
 def evaluate(net: Net, data: Images, batch_size: int = EVALUATION_BATCH) -> Tensor:
-    """Log-probabilities float32 `[N, classes]` of a whole split, in float32."""
+    """Log-probabilities float32 `[N, classes]` of a whole split, in float32.
+
+    Works on a copy with the channels last, which convolves a CPU's images twice as fast.
+    """
+    copy = deepcopy(net).to(memory_format=torch.channels_last)
     with torch.inference_mode():
-        return torch.cat([net(images) for images in torch.split(data.images, batch_size)])
+        return torch.cat([copy(images) for images in torch.split(data.images, batch_size)])
 
 
 @dataclass(frozen=True)
