@@ -148,7 +148,7 @@ def test_too_large_a_batch_names_the_parameter_to_lower(
         raise error
 
     monkeypatch.setattr(net.Net, "forward", fail)
-    with pytest.raises(DeviceError, match=r"batch_size 1000; lower evaluate\.batch_size"):
+    with pytest.raises(DeviceError, match=r"batch_size 500; lower evaluate\.batch_size"):
         judging.judge(params, paths)
     monkeypatch.setattr(blocked.BlockedGradients, "__call__", fail)
     with pytest.raises(DeviceError, match=r"batch_size 16; lower train\.batch_size"):
