@@ -27,6 +27,7 @@ def full_mnist(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.skip("needs the full MNIST: `make repro` with a network, or DATA_MIRROR")
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("full_mnist")
 def test_the_losses_of_the_original_recipe_follow_the_published_curve() -> None:
     import mnist
