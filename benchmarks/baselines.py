@@ -3,11 +3,12 @@
 import time
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 import mnist
 from digits.net import Net
+from gpu import Plain
 
 
 def dataloader_epoch(seed: int) -> tuple[float, list[float]]:
@@ -39,7 +40,7 @@ def dataloader_epoch(seed: int) -> tuple[float, list[float]]:
     loader: DataLoader[tuple[Tensor, Tensor]] = DataLoader(
         Mnist(".", transform=transforms.Compose(steps)), 64, shuffle=True
     )
-    net = _Plain(20, 50, 5, 500)
+    net = Plain(20, 50, 5, 500)
     optimizer = torch.optim.SGD(net.parameters(), 0.001, 0.5)
     losses = []
     began = time.perf_counter()
@@ -53,23 +54,6 @@ def dataloader_epoch(seed: int) -> tuple[float, list[float]]:
     return time.perf_counter() - began, losses
 
 
-class _Plain(nn.Module):
-    """Convolution, ReLU, pool, twice; two fully connected layers; normalised pixels in."""
-
-    def __init__(self, first: int, second: int, kernel: int, hidden: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(1, first, 5)
-        self.conv2 = nn.Conv2d(first, second, kernel)
-        self.fc1 = nn.LazyLinear(hidden)
-        self.fc2 = nn.Linear(hidden, 10)
-        self(torch.zeros(2, 1, 28, 28))
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        hidden = F.max_pool2d(F.relu(self.conv1(pixels)), 2)
-        hidden = F.max_pool2d(F.relu(self.conv2(hidden)), 2)
-        return F.log_softmax(self.fc2(F.relu(self.fc1(hidden.flatten(1)))), dim=1)
-
-
 def record(data: mnist.Data, seed: int) -> tuple[float, float]:
     """The public record recipe: a smaller net, one epoch from resident float32.
 
@@ -81,7 +65,7 @@ def record(data: mnist.Data, seed: int) -> tuple[float, float]:
     """
     torch.manual_seed(seed)
     pixels = [(s.images.float() / 255 - 0.1307) / 0.3081 for s in (data.train, data.test)]
-    net = _Plain(24, 32, 3, 256)
+    net = Plain(24, 32, 3, 256)
     count = len(data.train.labels)
     optimizer = torch.optim.Adam(net.parameters(), 0.01, (0.7, 0.9))
     schedule = torch.optim.lr_scheduler.OneCycleLR(

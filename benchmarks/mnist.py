@@ -73,6 +73,6 @@ def params(overrides: tuple[str, ...] = ()) -> Params:
     return parse(document, path)
 
 
-def original() -> tuple[str, ...]:
-    """The overrides of the original recipe."""
-    return tuple((ROOT / "recipes" / "original").read_text(encoding="utf-8").split())
+def recipe(name: str) -> tuple[str, ...]:
+    """The overrides of a recipe in `recipes/`."""
+    return tuple((ROOT / "recipes" / name).read_text(encoding="utf-8").split())

@@ -17,7 +17,7 @@ PUBLISHED = (
 
 def curve(data: mnist.Data, seed: int) -> tuple[list[float], float]:
     """The losses at 0, 6400, … 57600 samples, and the test accuracy."""
-    params = mnist.params(mnist.original())
+    params = mnist.params(mnist.recipe("original"))
     recipe = replace(params.train, seed=seed)
     mean, std = params.preprocess.mean, params.preprocess.std
     assert mean is not None

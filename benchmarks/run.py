@@ -50,7 +50,7 @@ class Figure:
 
 def epoch(rounds: int) -> list[Figure]:
     """An epoch of the original recipe, ours beside the DataLoader loop; and the matrix rate."""
-    params = mnist.params(mnist.original())
+    params = mnist.params(mnist.recipe("original"))
     data = mnist.read(0)
     machine = prepare(params.train)
     ours, theirs, curves = [], [], []
@@ -90,7 +90,7 @@ def epoch(rounds: int) -> list[Figure]:
 
 def time_to_99(seeds: int) -> list[Figure]:
     """Training seconds to 99 %, this Net beside the record recipe's."""
-    overrides = tuple((mnist.ROOT / "recipes" / "fast").read_text(encoding="utf-8").split())
+    overrides = mnist.recipe("fast")
     params = mnist.params(overrides)
     data = mnist.read(0)
     ours, theirs = [], []

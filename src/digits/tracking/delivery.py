@@ -5,14 +5,13 @@ import os
 import shutil
 import tempfile
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from digits.files import write_json
+from digits.files import sync, write_json
 from digits.history import History
 from digits.tracking import outbox
 from digits.tracking.failures import Refused
@@ -95,7 +94,7 @@ class Delivery:
     def _deliver_records(self) -> None:
         if not outbox.unsent(self.folder):
             return
-        self._make_durable()
+        sync(self.folder / JOURNAL)  # what the server has seen must outlive a power cut
         points: list[TimedPoint] = []
         behind = 0
         for record, behind in outbox.records(self.folder, self.sent["offset"]):
@@ -122,14 +121,6 @@ class Delivery:
             "close": self._close,
             "evaluation": self._evaluation,
         }
-
-    def _make_durable(self) -> None:
-        """What the server has seen must not vanish from the disk in a power cut."""
-        descriptor = os.open(self.folder / JOURNAL, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
     def _send_points(self, points: list[TimedPoint], behind: int | None) -> None:
         if points:
@@ -187,7 +178,7 @@ class Delivery:
 
     def _original(self, md5: str) -> str | None:
         """An earlier run that gave the same model file."""
-        runs = [run for run in self.store.tagged({MODEL: md5}) if PARENT not in run.data.tags]
+        runs = self.store.runs_of_model(md5)
         others = [run.info.run_id for run in runs if run.info.run_id != self.sent["run"]]
         return str(others[0]) if others else None
 
@@ -287,4 +278,4 @@ class Delivery:
         )
         self.store.artifacts(run_id, self.folder / FILES, document["files"])
         self.store.tag(run_id, document["tags"])
-        self.store.end(run_id, "FINISHED", max(document["time"], int(time.time() * 1000)))
+        self.store.end(run_id, "FINISHED", max(document["time"], outbox.now()))

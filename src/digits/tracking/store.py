@@ -8,7 +8,7 @@ store's primary key holds it), parameters and tags are set to what they are alre
 import json
 import os
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -119,8 +119,12 @@ class Store:
 
     def run_of_model(self, md5: str) -> Run | None:
         """The run whose result is the model file with this content."""
-        runs = [run for run in self.tagged({MODEL: md5}) if PARENT not in run.data.tags]
+        runs = self.runs_of_model(md5)
         return runs[0] if runs else None
+
+    def runs_of_model(self, md5: str) -> list[Run]:
+        """All runs whose result is that file, oldest first; more than one only for a moment."""
+        return [run for run in self.tagged({MODEL: md5}) if PARENT not in run.data.tags]
 
     def create_run(
         self,
@@ -300,12 +304,7 @@ class Store:
 
     def version(self, name: str, version: str) -> ModelVersion | None:
         """A registered version, if there is one."""
-        try:
-            return self.client.get_model_version(name, version)
-        except MlflowException as error:
-            if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-                return None
-            raise
+        return _if_there(self.client.get_model_version, name, version)
 
     def log_probabilities(self, version: ModelVersion, images: Any) -> Any:
         """What a registered version answers to uint8 images `[N, 1, 28, 28]`: `[N, classes]`."""
@@ -319,12 +318,18 @@ class Store:
 
     def alias(self, name: str, alias: str) -> ModelVersion | None:
         """The version that an alias names, if there is one."""
-        try:
-            return self.client.get_model_version_by_alias(name, alias)
-        except MlflowException as error:
-            if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-                return None
-            raise
+        return _if_there(self.client.get_model_version_by_alias, name, alias)
+
+
+def _if_there(
+    get: Callable[[str, str], ModelVersion], name: str, which: str
+) -> ModelVersion | None:
+    try:
+        return get(name, which)
+    except MlflowException as error:
+        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            return None
+        raise
 
 
 def connect(root: Path) -> Store:
