@@ -52,6 +52,19 @@ def run(recipe: Train, resume: dict[str, Tensor] | None = None) -> tuple[Net, li
     return net, seen
 
 
+def computed(
+    net: Net, data: Images, precision: torch.dtype, threads: int, times: int = 1
+) -> tuple[Tensor, Tensor]:
+    """Loss and right answers of all images as one batch, by the gradients made by hand."""
+    images, labels = data
+    count = len(labels)
+    windows = images[:, :, None, None]
+    with closing(BlockedGradients(net, windows, labels, precision, threads, count)) as gradients:
+        for _ in range(times):
+            found = gradients(torch.arange(count), torch.zeros(2, count, dtype=torch.int64))
+    return found
+
+
 def reference_gradients(net: Net, images: Tensor, labels: Tensor) -> list[Tensor]:
     exact = Net(net.fc2.out_features, float(net.mean), float(net.std)).double()
     exact.load_state_dict(net.state_dict())
@@ -78,10 +91,9 @@ def test_hand_made_gradients_are_those_of_autograd_in_double_precision(
 ) -> None:
     torch.manual_seed(batch)
     net = Net(classes, 0.2, 0.4)
-    images, labels = some(batch, classes=10, seed=batch)
-    with closing(BlockedGradients(net, torch.float32, threads, batch)) as gradients:
-        for _ in range(2):  # the second call must not see what the first left behind
-            loss, correct = gradients(images, labels)
+    images, labels = data = some(batch, classes=10, seed=batch)
+    # the second time must not see what the first left behind
+    loss, correct = computed(net, data, torch.float32, threads, times=2)
     output = net(images)
     assert loss.item() == pytest.approx(F.nll_loss(output, labels).item(), rel=1e-5)
     assert correct.item() == (output.argmax(1) == labels).sum().item()
@@ -94,9 +106,8 @@ def test_hand_made_gradients_are_those_of_autograd_in_double_precision(
 
 def test_hand_made_gradients_in_bfloat16_point_the_same_way() -> None:
     net = Net()
-    images, labels = some(256)
-    with closing(BlockedGradients(net, torch.bfloat16, 2, 256)) as gradients:
-        gradients(images, labels)
+    images, labels = data = some(256)
+    computed(net, data, torch.bfloat16, 2)
     for parameter, exact in zip(
         net.parameters(), reference_gradients(net, images, labels), strict=True
     ):
@@ -108,8 +119,7 @@ def test_hand_made_gradients_in_bfloat16_point_the_same_way() -> None:
 def test_equal_brightness_in_a_pooling_window_sends_the_gradient_where_max_pool_does() -> None:
     net = Net()
     images, labels = torch.full((8, 1, 28, 28), 7, dtype=torch.uint8), torch.arange(8)
-    with closing(BlockedGradients(net, torch.float32, 1, 8)) as gradients:
-        gradients(images, labels)
+    computed(net, Images(images, labels), torch.float32, 1)
     exact = reference_gradients(net, images, labels)
     for parameter, other in zip(net.parameters(), exact, strict=True):
         assert parameter.grad is not None

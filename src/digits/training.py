@@ -179,10 +179,14 @@ class _Autograd:
     """Loss and gradients of a batch, by autograd: for every device but the CPU."""
 
     net: Net
+    windows: Tensor
+    labels: Tensor
     precision: torch.dtype
 
-    def __call__(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def __call__(self, indices: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
         """Mean loss and how many were right; the gradients go into the parameters."""
+        images = self.windows[indices, :, places[0], places[1]]
+        labels = self.labels[indices]
         mixed = self.precision != torch.float32
         with torch.autocast(images.device.type, self.precision, enabled=mixed):
             log_probabilities = self.net(images)
@@ -209,7 +213,6 @@ class _Loop:
         self.parameters = dict(self.net.named_parameters())
         self.gradients = self._gradients()
         self.optimizer = _optimizer(self.net, self.recipe)
-        self.windows = _windows(self.training.images, self.recipe.shift)
         self.batches = math.ceil(len(self.training.labels) / self.recipe.batch_size)
         self.steps = self.batches * self.recipe.epochs
         self.step = 0
@@ -238,12 +241,16 @@ class _Loop:
 
     def _gradients(self) -> BlockedGradients | _Autograd:
         machine, size = self.machine, self.recipe.batch_size
+        windows = _windows(self.training.images, self.recipe.shift)
+        labels = self.training.labels
         if machine.device.type == "cpu" and sys.platform == "linux":
             self.threads_in_batches = 1
             torch.set_num_threads(1)
-            return BlockedGradients(self.net, machine.precision, machine.threads, size)
+            return BlockedGradients(
+                self.net, windows, labels, machine.precision, machine.threads, size
+            )
         self.threads_in_batches = machine.threads
-        return _Autograd(self.net, machine.precision)
+        return _Autograd(self.net, windows, labels, machine.precision)
 
     def _within_epoch(self) -> bool:
         return self.step % self.batches != 0
@@ -260,11 +267,9 @@ class _Loop:
         rate = learning_rate(self.step, self.steps, self.recipe)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        images = self.windows[indices, :, places[0], places[1]]
-        labels = self.training.labels[indices]
-        loss, correct = self.gradients(images, labels)
+        loss, correct = self.gradients(indices, places)
         self.optimizer.step()
-        self.loss_sum += loss * len(labels)
+        self.loss_sum += loss * len(indices)
         self.correct += correct
         step, self.step = self.step, self.step + 1
         if step % self.recipe.log_every:
