@@ -1,84 +1,14 @@
 """Stage `download`: the data set's own files, verbatim, into data/raw."""
 
-import os
-import shutil
-
-from digits import datasets, project, stage
-from digits.datasets import Dataset
-from digits.errors import DownloadError, UserError
-from digits.fetch import fetch, is_url, shown
-from digits.files import write_json
-from digits.params import load
-from digits.tracking import outbox
+from digits import stage
 
 
 def main() -> None:
-    """Bring the data set that params.yaml names, or the packaged digits if it may and must."""
-    everything = load(project.paths().params)
-    if everything.tracking.enabled:
-        outbox.start_sender(project.state().outbox)
-    params = everything.download
-    dataset = datasets.ALL[params.dataset]
-    try:
-        bring(dataset)
-    except DownloadError as error:
-        if not params.fallback or dataset is datasets.MNIST_5K:
-            raise DownloadError(f"{error}. {HOW_TO_GET_IT}") from error
-        stage.say("download", f"{error}.")
-        dataset = datasets.MNIST_5K
-        bring(dataset)
-        stage.say(
-            "download",
-            f"USING {dataset.name.upper()} INSTEAD of {params.dataset}: {dataset.title}. "
-            f"For the full set later: {HOW_TO_GET_IT} (download.fallback: false refuses this.)",
-        )
-    stage.say("download", f"{dataset.name}: {len(dataset.files)} files verified in data/raw")
+    """Wake the sender, and only then import what takes long."""
+    params, paths, state = stage.begin()
+    from digits.downloading import download
 
-
-HOW_TO_GET_IT = (
-    "connect to the network, or set DATA_MIRROR to a folder or URL with the four files, "
-    "then `dvc repro --force --single-item download` and `dvc repro`."
-)
-
-
-def bring(dataset: Dataset) -> None:
-    """Put every file of a data set, verified, and its description into data/raw.
-
-    Raises:
-        DownloadError: no source has one of the files.
-    """
-    raw, partial = project.paths().raw, project.state().downloads
-    for file in dataset.files:
-        sources = _sources(dataset, file)
-        found = fetch(file.name, file.md5, sources, partial, raw / file.name)
-        stage.say("download", f"{file.name} from {shown(found)}")
-    write_json(raw / "dataset.json", dataset.description())
-    _remove_others(dataset)
-
-
-def _sources(dataset: Dataset, file: datasets.File) -> list[str]:
-    if dataset.package:
-        return [str(datasets.packaged(dataset, file).parent)]
-    mirror = os.environ.get("DATA_MIRROR", "").strip()
-    if not mirror:
-        return list(dataset.mirrors)
-    if "://" in mirror and not is_url(mirror) and not mirror.startswith("file://"):
-        raise UserError(f"DATA_MIRROR is {shown(mirror)!r}; allowed: a folder, or http(s)://…")
-    return [_from_where_dvc_was_called(mirror), *dataset.mirrors]
-
-
-def _from_where_dvc_was_called(mirror: str) -> str:
-    """A relative folder is meant from the main checkout, also inside a temporary clone of it."""
-    if "://" in mirror:
-        return mirror
-    return str((project.state().root / mirror).resolve())
-
-
-def _remove_others(dataset: Dataset) -> None:
-    wanted = {"dataset.json", *(file.name for file in dataset.files)}
-    for path in project.paths().raw.iterdir():
-        if path.name not in wanted:
-            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+    download(params.download, paths, state)
 
 
 if __name__ == "__main__":

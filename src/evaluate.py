@@ -1,22 +1,20 @@
 """Stage `evaluate`: weights and the test split into metrics, figures and their run."""
 
-from digits import project, stage
-from digits.params import load
-from digits.results import put
-from digits.tracking import outbox
+from digits import stage
 
 
 def main() -> None:
-    """Check the parameters and wake the sender, and only then import what takes seconds."""
-    params = load(project.paths().params)
-    if params.tracking.enabled:
-        outbox.start_sender(project.state().outbox)
+    """Wake the sender, and only then import what takes long."""
+    params, paths, state = stage.begin()
     from digits.judging import judge
 
-    judge(params, project.paths())
+    judge(params, paths)
     if params.tracking.enabled:
-        put(params, project.paths(), project.state())
-        if reason := outbox.wait(project.state().outbox, params.tracking.patience):
+        from digits.results import put
+        from digits.tracking import outbox
+
+        put(params, paths, state)
+        if reason := outbox.wait(state.outbox, params.tracking.patience):
             stage.say("evaluate", f"MLflow is not told yet: {reason}; `digits sync` tells it")
         else:
             stage.say("evaluate", "MLflow knows everything; `make ui` shows it")

@@ -1,18 +1,14 @@
 """Stage `train`: processed splits into weights and their history."""
 
-from digits import project, stage
-from digits.params import load
-from digits.tracking import outbox
+from digits import stage
 
 
 def main() -> None:
-    """Check the parameters and wake the sender, and only then import what takes seconds."""
-    params = load(project.paths().params)
-    if params.tracking.enabled:
-        outbox.start_sender(project.state().outbox)
+    """Wake the sender, and only then import what takes long."""
+    params, paths, state = stage.begin()
     from digits.fitting import fit
 
-    fit(params, project.paths(), project.state())
+    fit(params, paths, state)
 
 
 if __name__ == "__main__":

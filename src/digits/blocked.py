@@ -180,7 +180,7 @@ def _read(pipe: int) -> bytes:
         try:
             return os.read(pipe, ORDER_BYTES)
         except BlockingIOError:
-            os.sched_yield()
+            continue
     select.select([pipe], [], [])
     return os.read(pipe, ORDER_BYTES)
 
@@ -380,7 +380,9 @@ class _Block:
         self.chunks = [
             _Chunk(hidden.shape[1], precision, hidden, gradient)
             for hidden, gradient in zip(
-                self.hidden2.split(CHUNK, 1), self.gradient2.split(CHUNK, 1), strict=True
+                torch.split(self.hidden2, CHUNK, 1),
+                torch.split(self.gradient2, CHUNK, 1),
+                strict=True,
             )
         ]
 
@@ -394,7 +396,7 @@ class _Block:
         first: bool,
     ) -> None:
         """Loss, right answers and gradients of these images, added to the worker's."""
-        for chunk, some in zip(self.chunks, images.split(CHUNK), strict=True):
+        for chunk, some in zip(self.chunks, torch.split(images, CHUNK), strict=True):
             chunk.forward(weights, some)
         weight3, bias3, weight4, bias4 = weights.linear_forth
         torch.addmm(bias3, weight3, self.hidden2, out=self.hidden3).relu_()

@@ -5,11 +5,32 @@ import signal
 import sys
 from collections.abc import Callable
 from types import FrameType
+from typing import TYPE_CHECKING
 
 from digits.errors import UserError
 
+if TYPE_CHECKING:
+    from digits.params import Params
+    from digits.project import Paths, State
+
 EXIT_INTERRUPTED = 130
 PARENT = os.getppid()
+
+
+def begin() -> "tuple[Params, Paths, State]":
+    """Read the parameters and wake the sender, which starts up while the stage does.
+
+    Raises:
+        ParameterError: params.yaml is wrong.
+    """
+    from digits import project
+    from digits.params import load
+    from digits.tracking import outbox
+
+    params = load(project.paths().params)
+    if params.tracking.enabled:
+        outbox.start_sender(project.state().outbox)
+    return params, project.paths(), project.state()
 
 
 def run(name: str, main: Callable[[], None]) -> None:
@@ -23,6 +44,13 @@ def run(name: str, main: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         print(f"{name}: interrupted; the next `dvc repro` goes on from here", file=sys.stderr)
         sys.exit(EXIT_INTERRUPTED)
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] == "digits":
+            raise
+        sys.exit(
+            f"{name}: {sys.executable} has no package {error.name}; run `make setup`, "
+            "then `source .venv/bin/activate`, or call `make repro`"
+        )
     except MemoryError:
         sys.exit(f"{name}: out of memory; close other programs{_or_lower(name)}, then run again")
     except OSError as error:

@@ -118,7 +118,7 @@ def test_the_champion_is_measured_again_on_the_test_data_of_the_challenger(
     finished.params({"preprocess.seed": 3, "registry.class_drop": 1.0})
     test = finished.root / "data" / "processed" / "test.safetensors"
     before = md5(test)
-    script = finished.root / "src" / "preprocess.py"
+    script = finished.root / "src" / "digits" / "preprocessing.py"
     script.write_text(script.read_text().replace("TEST_SEED = 0.2, 0", "TEST_SEED = 0.2, 7"))
     finished.stage("preprocess")
     assert md5(test) != before
