@@ -30,8 +30,8 @@ def main() -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="digits",
-        description="DVC runs the pipeline (`dvc repro`); this tells MLflow, asks it, and "
-        "promotes models. The store is MLFLOW_TRACKING_URI, or mlflow.db in the project.",
+        description="DVC runs the pipeline (`dvc repro`); this tells MLflow, asks it, promotes "
+        "models and uses them. The store is MLFLOW_TRACKING_URI, or mlflow.db in the project.",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
@@ -58,6 +58,11 @@ def _parser() -> argparse.ArgumentParser:
     rollback = add("rollback", help="give the title back to the champion before")
     rollback.add_argument("--why", default="rolled back by hand", help="noted in the tags")
     rollback.set_defaults(run=_rollback)
+
+    predict = add("predict", help="what the model takes pictures of digits for")
+    predict.add_argument("pictures", nargs="+", type=Path, metavar="PICTURE")
+    predict.add_argument("--model", type=Path, metavar="FILE", help="instead of models/'s")
+    predict.set_defaults(run=_predict)
 
     ui = add("ui", help="MLflow's pages on this project's store")
     ui.add_argument("--host", default="127.0.0.1")
@@ -166,6 +171,14 @@ def _rollback(arguments: argparse.Namespace) -> None:
     with _store() as store:
         version = roll_back(store, load(project.paths().params).registry.model, arguments.why)
     print(f"champion is version {version} again")
+
+
+def _predict(arguments: argparse.Namespace) -> None:
+    from digits.predicting import predict
+
+    model = arguments.model or project.paths().model
+    for path, found in zip(arguments.pictures, predict(model, arguments.pictures), strict=True):
+        print(f"{path}: {found.name} ({found.probability:.1%})")
 
 
 def _ui(arguments: argparse.Namespace) -> None:

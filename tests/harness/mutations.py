@@ -18,6 +18,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -25,8 +26,9 @@ sys.path[:0] = [str(ROOT / "src")]
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
+from PIL import Image  # noqa: E402
 
-from digits import checkpoints, formats, params, processed, tables, weights  # noqa: E402
+from digits import checkpoints, formats, params, predicting, processed, tables, weights  # noqa: E402
 from digits.errors import UserError  # noqa: E402
 from digits.net import Net  # noqa: E402
 from digits.processed import PixelFacts, Split  # noqa: E402
@@ -144,6 +146,7 @@ def parsers(folder: Path) -> list[Parser]:
         write(path)
         return path.read_bytes()
 
+    drawing = Image.fromarray(images[0])
     facts = PixelFacts("mnist", ("0", "1", "2"), 0.1, 0.3)
     split = Split(images.reshape(-1, 1, 28, 28), np.arange(3, dtype=np.uint8), facts)
     torch.manual_seed(0)
@@ -186,6 +189,10 @@ def parsers(folder: Path) -> list[Parser]:
             lambda path: tables.read(path, ("step", "loss")),
             made(lambda path: tables.write(path, ("step", "loss"), [(0, 2.3), (1, None)])),
             plain,
+        ),
+        *(
+            Parser(kind, predicting.read_picture, made(partial(drawing.save, format=kind)), plain)
+            for kind in ("png", "jpeg", "gif", "tiff", "webp")
         ),
         Parser("journal", read_journal, journal, plain, outbox.JOURNAL),
     ]

@@ -1,0 +1,100 @@
+"""The model's answer to pictures from anywhere, brought into the form it was trained on."""
+
+import logging
+import warnings
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image, ImageOps
+
+from digits.errors import DataError
+from digits.processed import SIDE
+from digits.training import Images, evaluate
+from digits.weights import load_net
+
+MAX_PIXELS = 50_000_000  # that a picture may unpack to
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+
+logging.getLogger("PIL").setLevel(logging.CRITICAL)  # what is wrong is said once, by us
+
+
+class Prediction(NamedTuple):
+    """The most probable class, and its probability 0..1."""
+
+    name: str
+    probability: float
+
+
+def predict(model: Path, pictures: list[Path]) -> list[Prediction]:
+    """What a model file takes each picture for, on the CPU.
+
+    Raises:
+        DataError: the model or a picture is missing, damaged, too large or something else.
+    """
+    pixels = np.stack([read_picture(path) for path in pictures])
+    net, description = load_net(model)
+    images = torch.from_numpy(pixels).unsqueeze(1)
+    output = (
+        evaluate(net, Images(images, torch.zeros(len(images), dtype=torch.int64))).double().exp()
+    )
+    best = output.max(1)
+    return [
+        Prediction(str(description["classes"][index]), probability)
+        for index, probability in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+    ]
+
+
+def read_picture(path: Path) -> npt.NDArray[np.uint8]:
+    """A picture as the data sets have them: light on dark, uint8 `[28, 28]`.
+
+    Another size is fitted in whole, keeping its shape; dark on light (judged by the border) is
+    inverted; what is transparent counts as white paper. Of several frames, the first.
+
+    Raises:
+        DataError: missing, damaged, of no known format, or of more than 50 million pixels.
+    """
+    if not path.is_file():
+        raise DataError(f"{path} is no file; give the path of a picture")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with path.open("rb") as file, Image.open(file, formats=FORMATS) as picture:
+                if picture.width * picture.height > MAX_PIXELS:
+                    raise DataError(
+                        f"{path} has {picture.width:,}x{picture.height:,} pixels, "
+                        f"allowed are {MAX_PIXELS:,}; make it smaller"
+                    )
+                grey = _grey(ImageOps.exif_transpose(picture))
+    except DataError:
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise DataError(f"cannot read {path}: {error.strerror}; make it readable") from error
+        # Pillow's decoders raise whatever a damaged file makes of them.
+        raise DataError(
+            f"{path} is damaged or no picture ({', '.join(FORMATS)}); save it anew as PNG"
+        ) from error
+    if _border(np.asarray(grey)) > 127:
+        grey = ImageOps.invert(grey)
+    if grey.size != (SIDE, SIDE):
+        grey = ImageOps.pad(grey, (SIDE, SIDE), Image.Resampling.LANCZOS, color=0)
+    return np.array(grey, np.uint8)
+
+
+def _grey(picture: Image.Image) -> Image.Image:
+    if picture.mode.startswith(("I", "F")):  # 16 and 32 bits, which Pillow would cut off at 255
+        values = np.asarray(picture, np.float64)
+        high = 65535.0 if picture.mode.startswith("I;16") else float(values.max(initial=1.0))
+        return Image.fromarray((values / high * 255).clip(0, 255).astype(np.uint8))
+    if picture.has_transparency_data:
+        paper = Image.new("RGBA", picture.size, "white")
+        picture = Image.alpha_composite(paper, picture.convert("RGBA"))
+    return picture.convert("L")
+
+
+def _border(pixels: npt.NDArray[np.uint8]) -> float:
+    edges = (pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1])
+    return float(np.median(np.concatenate(edges)))
