@@ -49,7 +49,7 @@ def main(folder: Path) -> None:
     if not _taken(lock):
         return
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    os.nice(NICENESS)
+    _give_way()
     status = Status(folder)
     status.say("starting", "")
     _deliver_until_idle(folder, status)
@@ -64,6 +64,13 @@ def _taken(lock: IO[str]) -> bool:
         except BlockingIOError:
             time.sleep(PAUSE)
     return False
+
+
+def _give_way() -> None:
+    """Run only where nobody else wants to: a training must not notice."""
+    os.nice(NICENESS)
+    if hasattr(os, "SCHED_IDLE"):
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
 
 
 def _deliver_until_idle(folder: Path, status: Status) -> None:
@@ -89,7 +96,7 @@ def _deliver_until_idle(folder: Path, status: Status) -> None:
         in_outage = failures and time.monotonic() - last_good < OUTAGE_SECONDS
         if someone_writes or in_outage or (had_work and not failures):
             last_needed = time.monotonic()
-        if not warming.ident:
+        if not (warming.ident or someone_writes):
             warming.start()
         busy_pause = PAUSE_WHILE_TRAINING if someone_writes else PAUSE
         time.sleep(min(LONGEST_PAUSE, busy_pause * 2**failures))
