@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 from conftest import Project
-from digits import lineage
+from digits import checkpoints, lineage
 from digits.errors import DataError
 from digits.files import md5
 from digits.tracking import outbox
@@ -269,6 +269,17 @@ def test_a_checkpoint_of_other_parameters_data_or_code_is_not_picked_up(
         until(lambda: "train: " in log(untracked))
     assert "train: epoch 1/8" in log(untracked)
     assert "going on" not in log(untracked)
+
+
+def test_of_the_checkpoints_of_abandoned_trainings_the_newest_are_kept(tmp_path: Path) -> None:
+    for age in range(checkpoints.KEPT + 3):
+        file = tmp_path / f"{age}.safetensors"
+        file.touch()
+        os.utime(file, (1e9 - age, 1e9 - age))
+    checkpoints.prune(tmp_path)
+    left = {file.name for file in tmp_path.iterdir()}
+    assert left == {f"{age}.safetensors" for age in range(checkpoints.KEPT)}
+    checkpoints.prune(tmp_path / "nothing")
 
 
 def test_a_damaged_checkpoint_is_said_and_training_starts_anew(

@@ -12,6 +12,8 @@ from torch import Tensor
 from digits import weights
 from digits.errors import DataError
 
+KEPT = 20  # checkpoints of interrupted trainings; about 5 MB each
+
 
 def key(identity: Mapping[str, Any]) -> str:
     """The hash of all that decides a training's result: parameters, data, code and machine."""
@@ -57,6 +59,13 @@ def load(file: Path, key: str) -> tuple[dict[str, Tensor], Any] | None:
     if content.get("key") != key:
         raise DataError(f"{file} is the checkpoint of another training")
     return tensors, content["history"]
+
+
+def prune(folder: Path) -> None:
+    """Of the checkpoints that other trainings left, keep the newest ones."""
+    found = [(file.stat().st_mtime, file) for file in folder.glob("*.safetensors")]
+    for _, file in sorted(found, reverse=True)[KEPT:]:
+        file.unlink(missing_ok=True)
 
 
 def _digest(tensors: Mapping[str, Tensor], content: Mapping[str, Any]) -> str:

@@ -183,6 +183,9 @@ def _predict(arguments: argparse.Namespace) -> None:
 
 def _ui(arguments: argparse.Namespace) -> None:
     root = project.state().root
+    if not os.environ.get("MLFLOW_TRACKING_URI") and not (root / "mlflow.db").exists():
+        with _store():  # makes it whole; the server, killed early, would leave half of it
+            pass
     command = ["mlflow", "server", "--workers", "1"]
     os.environ["MLFLOW_BACKEND_STORE_URI"] = _uri()  # a command line would show its password
     command += ["--default-artifact-root", (root / "mlartifacts").as_uri()]

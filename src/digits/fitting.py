@@ -16,6 +16,7 @@ from digits import checkpoints, lineage, processed, stage, weights
 from digits.errors import DataError, ParameterError
 from digits.files import md5, write_json
 from digits.history import EPOCH_COLUMNS, History, Metric, epoch_metrics, step_metrics
+from digits.lineage import Commit
 from digits.params import Params
 from digits.processed import PixelFacts, Split
 from digits.project import Paths, State
@@ -36,8 +37,9 @@ def fit(params: Params, paths: Paths, state: State) -> None:
     data = {name: md5(paths.split(name)) for name in splits}
     key = checkpoints.key(_identity(params, data, machine))
     file = checkpoints.path(state.checkpoints, key)
-    opening = _opening(params, paths, machine, splits, data, key)
-    with _sources(paths) as sources, _journal(params, state, key, opening, sources) as journal:
+    at = lineage.commit(paths.root)
+    opening = _opening(params, paths, at, machine, splits, data, key)
+    with _sources(paths, at) as sources, _journal(params, state, key, opening, sources) as journal:
         history, resume = _resumed(file, key)
         net = new_net(params.train, len(training.facts.classes), *_pixels(training, paths))
         events = train(
@@ -59,27 +61,27 @@ def fit(params: Params, paths: Paths, state: State) -> None:
         if journal is not None:
             example = training.images[:2].reshape(2, -1).tolist()
             files = {"history/steps.csv": paths.steps, "history/epochs.csv": paths.epochs}
-            journal.model(paths.model, md5(paths.model), example, files, _note(paths, data))
+            journal.model(paths.model, md5(paths.model), example, files, _note(paths, at, data))
             journal.close("FINISHED")
     file.unlink(missing_ok=True)
+    checkpoints.prune(state.checkpoints)
 
 
 @contextmanager
-def _sources(paths: Paths) -> Iterator[dict[str, Path]]:
+def _sources(paths: Paths, at: Commit) -> Iterator[dict[str, Path]]:
     """The parameters, and what differs from the commit: files that go with the run."""
     with TemporaryDirectory() as folder:
         found = {"source/params.yaml": paths.params}
-        if diff := lineage.commit(paths.root).diff:
+        if at.diff:
             found["source/uncommitted.diff"] = Path(folder, "uncommitted.diff")
-            found["source/uncommitted.diff"].write_text(diff + "\n", encoding="utf-8")
+            found["source/uncommitted.diff"].write_text(at.diff + "\n", encoding="utf-8")
         yield found
 
 
-def _note(paths: Paths, data: Mapping[str, str]) -> dict[str, str]:
+def _note(paths: Paths, at: Commit, data: Mapping[str, str]) -> dict[str, str]:
     """The run's description, now that its model is there too."""
     files = {name: (f"data/processed/{name}.safetensors", hash_) for name, hash_ in data.items()}
     files["model"] = ("models/net.safetensors", md5(paths.model))
-    at = lineage.commit(paths.root)
     return {"mlflow.note.content": lineage.how_to_get(paths.root, at, files)}
 
 
@@ -249,13 +251,13 @@ def _journal(
 def _opening(
     params: Params,
     paths: Paths,
+    at: Commit,
     machine: Machine,
     splits: Mapping[str, Split],
     data: Mapping[str, str],
     key: str,
 ) -> dict[str, Any]:
     """What a run says of itself from its first moment."""
-    at = lineage.commit(paths.root)
     files = {name: (f"data/processed/{name}.safetensors", md5) for name, md5 in data.items()}
     tags = {
         **lineage.tags(paths.root, at),

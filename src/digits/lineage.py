@@ -3,13 +3,18 @@
 import getpass
 import os
 import re
+import shutil
 import subprocess
+from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 from digits.tracking.redact import redact
 
 UNKNOWN = "unknown"
+CODE = "src"
+LONGEST_DIFF = 10_000_000  # characters
 OUTPUTS = ("dvc.lock",)  # changes when the pipeline runs: no sign of a dirty tree
 
 
@@ -32,9 +37,24 @@ def commit(root: Path) -> Commit:
     if identity is None:
         return Commit(UNKNOWN, UNKNOWN, "")
     branch = _git(root, "symbolic-ref", "--short", "-q", "HEAD") or "detached"
+    return Commit(identity, branch, redact(_difference(root)))
+
+
+def _difference(root: Path) -> str:
+    """The diff from the commit; of the files that git doesn't know yet, those of the code.
+
+    Others may hold what nobody wants on a server. They are added to a copy of git's index.
+    """
     everything_else = [f":(exclude){name}" for name in OUTPUTS]
-    diff = _git(root, "diff", "HEAD", "--", ".", *everything_else) or ""
-    return Commit(identity, branch, redact(diff))
+    with TemporaryDirectory() as folder:
+        index = Path(folder, "index")
+        with suppress(OSError):
+            shutil.copy(root / (_git(root, "rev-parse", "--git-path", "index") or ""), index)
+        _git(root, "add", "--intent-to-add", "--", CODE, index=index)
+        diff = _git(root, "diff", "HEAD", "--", ".", *everything_else, index=index) or ""
+    if len(diff) <= LONGEST_DIFF:
+        return diff
+    return f"{diff[:LONGEST_DIFF]}\n... cut off: {len(diff):,} characters in all"
 
 
 def tags(root: Path, at: Commit) -> dict[str, str]:
@@ -115,10 +135,16 @@ def _without_credentials(url: str) -> str:
     return re.sub(r"(\w+://)[^/@\s]*@", r"\1", url)
 
 
-def _git(root: Path, *arguments: str) -> str | None:
+def _git(root: Path, *arguments: str, index: Path | None = None) -> str | None:
+    environment = os.environ if index is None else os.environ | {"GIT_INDEX_FILE": str(index)}
     try:
         done = subprocess.run(
-            ["git", *arguments], cwd=root, capture_output=True, timeout=20, check=True
+            ["git", *arguments],
+            cwd=root,
+            env=environment,
+            capture_output=True,
+            timeout=20,
+            check=True,
         )
     except (OSError, subprocess.SubprocessError):
         return None

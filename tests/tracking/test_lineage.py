@@ -94,6 +94,27 @@ def test_a_dirty_tree_is_recorded_with_its_difference(finished: Project, tmp_pat
     assert "+  seed: 42" in difference
 
 
+def test_new_files_of_the_code_are_in_the_difference_and_others_are_not(bare: Project) -> None:
+    (bare.root / "src" / "digits" / "wider.py").write_text("WIDTH = 7\n")
+    (bare.root / "passwords.txt").write_text("hunter22\n")
+    before = bare.git("status", "--porcelain")
+    at = lineage.commit(bare.root)
+    assert at.dirty == "true"
+    assert "+WIDTH = 7" in at.diff
+    assert "hunter22" not in at.diff
+    assert bare.git("status", "--porcelain") == before
+
+
+def test_a_difference_beyond_all_measure_is_cut_and_says_so(
+    bare: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lineage, "LONGEST_DIFF", 300)
+    (bare.root / "src" / "table.py").write_text("ROW = 1\n" * 1000)
+    diff = lineage.commit(bare.root).diff
+    assert "... cut off:" in diff.splitlines()[-1]
+    assert len(diff) < 400
+
+
 def test_without_git_everything_is_unknown(tmp_path: Path) -> None:
     at = lineage.commit(tmp_path)
     assert (at.id, at.branch, at.dirty) == ("unknown", "unknown", "unknown")
