@@ -7,7 +7,9 @@ import json
 import os
 import pickle
 import shutil
+import signal
 import struct
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -235,3 +237,33 @@ def test_a_device_that_is_not_there_is_named(mended: Project) -> None:
     mended.params({"train.device": "cuda:42", "evaluate.device": "mps"})
     assert "train.device is cuda:42, but this machine" in refusal(mended, "train")
     assert "evaluate.device is mps, but this machine" in refusal(mended, "evaluate")
+
+
+@pytest.mark.parametrize("stage", ["download", "preprocess", "train", "evaluate"])
+def test_a_python_without_the_packages_says_where_they_come_from(bare: Project, stage: str) -> None:
+    done = bare.run("python", "-S", f"src/{stage}.py", check=False)  # no site-packages
+    assert done.returncode == 1
+    (line,) = done.stdout.splitlines()
+    assert line.startswith(f"{stage}: ")
+    assert "has no package yaml; run `make setup`" in line
+
+
+@pytest.mark.parametrize(("stage", "package"), [("preprocess", "numpy"), ("train", "torch")])
+def test_ctrl_c_while_a_package_is_imported_is_one_line(
+    project: Project, mended: Project, stage: str, package: str
+) -> None:
+    importing = subprocess.Popen(
+        ["python", "-X", "importtime", f"src/{stage}.py"],
+        cwd=project.root,
+        env=project.env,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert importing.stderr is not None
+    for line in importing.stderr:
+        if f" {package}." in line:
+            importing.send_signal(signal.SIGINT)
+            break
+    said = [line for line in importing.stderr if not line.startswith("import time:")]
+    assert importing.wait() == 130
+    assert said == [f"{stage}: interrupted; the next `dvc repro` goes on from here\n"]

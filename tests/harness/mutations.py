@@ -1,6 +1,6 @@
 """Feed mutated inputs to every parser; only the defined errors may come out.
 
-    python tests/harness/mutations.py [--count 12000] [--seed 1]
+    python tests/harness/mutations.py [--count 13000] [--seed 1]
 
 Every input starts as a good file, is damaged by a seeded mutation, and is read. Prints how many
 were read, how many were refused by a UserError of one line, and what else came out; exits 1 if
@@ -214,7 +214,7 @@ def outcome(parser: Parser, path: Path) -> str:
 def main(arguments: list[str] | None = None) -> int:
     """Run, print the counts, and give the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--count", type=int, default=12_000, help="inputs in all")
+    parser.add_argument("--count", type=int, default=13_000, help="inputs in all")
     parser.add_argument("--seed", type=int, default=1)
     chosen = parser.parse_args(arguments)
     total: Counter[str] = Counter()
