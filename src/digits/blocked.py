@@ -315,8 +315,8 @@ class _Chunk:
         self.unfold2 = _unfolding(self.patch_gradient2, self.gradient1, n)
 
     def forward(self, weights: _Weights, images: Tensor) -> None:
-        """From pixels, uint8 `[n, 784]`, to what the first linear layer reads."""
-        self.pixels.copy_(images.t()).sub_(weights.offset).mul_(weights.scale)
+        """From normalised pixels `[n, 784]` to what the first linear layer reads."""
+        self.pixels.copy_(images.t())
         self.patches1_to.copy_(self.patches1_from)
         torch.mm(weights.conv1, self.patches1, out=self.conv1)
         torch.sub(self.right1, self.left1, out=self.columns_differ1)
@@ -396,7 +396,8 @@ class _Block:
         first: bool,
     ) -> None:
         """Loss, right answers and gradients of these images, added to the worker's."""
-        for chunk, some in zip(self.chunks, torch.split(images, CHUNK), strict=True):
+        pixels = images.to(worker.precision).sub_(weights.offset).mul_(weights.scale)
+        for chunk, some in zip(self.chunks, torch.split(pixels, CHUNK), strict=True):
             chunk.forward(weights, some)
         weight3, bias3, weight4, bias4 = weights.linear_forth
         torch.addmm(bias3, weight3, self.hidden2, out=self.hidden3).relu_()
