@@ -95,9 +95,15 @@ def repro(project: Project, dice: random.Random, longest: float, kills: Counter[
 
 def finish(project: Project) -> bool:
     """Run without being killed, until it is through and MLflow knows it."""
+
+    def came_through(done: subprocess.CompletedProcess[str]) -> bool:
+        with (project.root.parent / "log").open("a") as log:
+            log.write(f"\n$ {' '.join(done.args)}: exit code {done.returncode}\n{done.stdout}")
+        return done.returncode == 0
+
     for _ in range(ATTEMPTS):
-        if project.dvc("repro", check=False).returncode == 0:
-            return project.digits("sync", "--wait", "100", check=False).returncode == 0
+        if came_through(project.dvc("repro", check=False)):
+            return came_through(project.digits("sync", "--wait", "100", check=False))
     return False
 
 
@@ -156,7 +162,7 @@ def main() -> int:
             if good:
                 shutil.rmtree(project.root.parent, ignore_errors=True)
             else:
-                print((project.root.parent / "log").read_text()[-3000:])
+                print((project.root.parent / "log").read_text()[-6000:])
     print(f"kills           {sum(kills.values())}")
     for kind, number in sorted(kills.items()):
         print(f"  {kind:15} {number}")
