@@ -423,7 +423,7 @@ def main() -> None:
         partial(time_to_99, 1 if quick else 5),
         evaluation,
         partial(pipelines, 1 if quick else 2),
-        partial(tracking_in_the_loop, 1 if quick else 4),
+        partial(tracking_in_the_loop, 1 if quick else 3),
         partial(nothing_to_do, 3 if quick else 7),
         preprocess_memory,
     ):
