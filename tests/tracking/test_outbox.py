@@ -1,6 +1,7 @@
 """The outbox: what a stage writes is whole, once and in order, whatever became of the stage."""
 
 import json
+import shutil
 import subprocess
 import sys
 import threading
@@ -59,6 +60,27 @@ def test_a_point_is_written_once_even_when_a_resumed_training_repeats_its_step(
         assert second.next_step("rate") == 0
     assert points(first.folder) == [("loss", 0), ("loss", 1), ("loss", 2)]
     assert kinds(first.folder).count("reopen") == 1
+
+
+def test_a_model_handed_over_again_is_whole_at_every_moment(
+    journal: Training, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The sender may be reading the one that a killed training handed over."""
+    model = tmp_path / "net.safetensors"
+    model.write_bytes(b"whole" * 1000)
+    journal.model(model, "0" * 32, [], {}, {})
+    there = journal.folder / FILES / "net.safetensors"
+
+    def fail_halfway(_source: Path, target: Path) -> None:
+        target.write_bytes(b"half")
+        assert there.read_bytes() == model.read_bytes()
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(shutil, "copyfile", fail_halfway)
+    with pytest.raises(UserError, match="No space left"):
+        journal.model(model, "0" * 32, [], {}, {})
+    assert there.read_bytes() == model.read_bytes()
+    assert [path.name for path in there.parent.iterdir()] == [there.name]
 
 
 def test_a_record_cut_by_a_kill_is_cut_off_and_written_again(tmp_path: Path) -> None:

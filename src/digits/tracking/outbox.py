@@ -24,7 +24,7 @@ from types import TracebackType
 from typing import IO, Any, NamedTuple, Self
 
 from digits.errors import DataError, UserError
-from digits.files import sync, write_json
+from digits.files import sync, write_json, written_whole
 
 Point = tuple[str, float, int]  # key, value, step
 
@@ -422,17 +422,19 @@ def _create(folder: Path, lines: Iterable[Mapping[str, Any]], files: Mapping[str
             os.fsync(file.fileno())
         aside.rename(folder)
         sync(folder.parent)
-    except OSError as error:
+    except (OSError, UserError) as error:
         shutil.rmtree(aside, ignore_errors=True)
+        if isinstance(error, UserError):
+            raise
         raise UserError(
             f"cannot write {folder}: {error.strerror}; make room or make it writable, run again"
         ) from error
 
 
 def _copy(source: Path, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(source, target)
-    sync(target)
+    """Whole at every moment: a training handed over again meets a sender that reads."""
+    with written_whole(target) as aside:
+        shutil.copyfile(source, aside)
 
 
 def _locked(path: Path) -> IO[str]:
