@@ -36,7 +36,7 @@ sync: setup                 ## tell MLflow what it doesn't know yet
 	digits sync
 
 test: setup                 ## the test suite
-	python -m pytest -m 'not long and not gpu'
+	python -m pytest -n 2 --dist worksteal -m 'not long and not gpu'
 
 check: setup                ## lint, format and types
 	ruff check .
