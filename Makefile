@@ -26,6 +26,7 @@ $(VENV)/.done: requirements.lock pyproject.toml
 	touch $@
 
 repro: setup                ## run what is not up to date, and tell MLflow what it doesn't know
+	digits unlock
 	dvc repro
 	digits sync
 

@@ -271,6 +271,21 @@ def test_a_checkpoint_of_other_parameters_data_or_code_is_not_picked_up(
     assert "going on" not in log(untracked)
 
 
+def test_a_lock_that_dvc_left_half_written_is_cleared_and_a_whole_one_left_alone(
+    finished: Project,
+) -> None:
+    record = finished.root / ".dvc" / "tmp" / "rwlock"
+    assert not finished.digits("unlock").stdout
+    whole = record.read_bytes()
+    record.write_bytes(b"")
+    refused = finished.dvc("repro", check=False)
+    assert refused.returncode != 0
+    assert "Unable to read RWLock-file" in refused.stdout
+    assert "removed .dvc/tmp/rwlock" in finished.digits("unlock").stdout
+    assert "up to date" in finished.dvc("repro").stdout
+    assert record.read_bytes() == whole
+
+
 def test_of_the_checkpoints_of_abandoned_trainings_the_newest_are_kept(tmp_path: Path) -> None:
     for age in range(checkpoints.KEPT + 3):
         file = tmp_path / f"{age}.safetensors"

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from digits import lineage, project, stage
+from digits import lineage, project, rwlock, stage
 from digits.errors import DataError, UserError
 from digits.files import md5
 from digits.params import Params, load
@@ -63,6 +63,9 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument("pictures", nargs="+", type=Path, metavar="PICTURE")
     predict.add_argument("--model", type=Path, metavar="FILE", help="instead of models/'s")
     predict.set_defaults(run=_predict)
+
+    unlock = add("unlock", help="remove the lock that a killed dvc left half-written, if one did")
+    unlock.set_defaults(run=_unlock)
 
     ui = add("ui", help="MLflow's pages on this project's store")
     ui.add_argument("--host", default="127.0.0.1")
@@ -179,6 +182,11 @@ def _predict(arguments: argparse.Namespace) -> None:
     model = arguments.model or project.paths().model
     for path, found in zip(arguments.pictures, predict(model, arguments.pictures), strict=True):
         print(f"{path}: {found.name} ({found.probability:.1%})")
+
+
+def _unlock(_arguments: argparse.Namespace) -> None:
+    if rwlock.mend(project.state().root):
+        stage.say("digits unlock", "removed .dvc/tmp/rwlock: a dvc was killed while writing it")
 
 
 def _ui(arguments: argparse.Namespace) -> None:
