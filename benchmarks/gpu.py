@@ -27,12 +27,12 @@ MEAN, STD = 0.1307, 0.3081
 ORIGINAL = Train(
     seed=1, epochs=1, batch_size=64, optimizer="sgd", learning_rate=0.001, momentum=0.5,
     beta2=0.999, weight_decay=0.0, schedule="constant", shift=0, keep="last", log_every=100,
-    device="cpu", precision="float32", threads=0, deterministic=True,
+    device="cpu", precision="float32", kernels="auto", threads=0, deterministic=True,
 )  # fmt: skip
 FAST = Train(
     seed=1, epochs=1, batch_size=256, optimizer="adamw", learning_rate=0.008, momentum=0.7,
     beta2=0.9, weight_decay=0.01, schedule="one-cycle", shift=0, keep="last", log_every=1000,
-    device="cuda", precision="auto", threads=0, deterministic=False,
+    device="cuda", precision="auto", kernels="auto", threads=0, deterministic=False,
 )  # fmt: skip
 
 

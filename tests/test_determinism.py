@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -81,9 +80,5 @@ def test_how_often_it_is_checkpointed_and_how_it_is_judged_changes_no_model(
     original: Project, copy_of: Callable[[Project], Project]
 ) -> None:
     project = copy_of(original)
-    metrics = project.root / "reports" / "metrics.json"
-    before = json.loads(metrics.read_text())["test"]
     found = changed(project, {"checkpoint.every_steps": 3, "evaluate.batch_size": 77})
-    assert not [name for name in found if name.startswith(("data/", "models/", "reports/history"))]
-    # Another batch size rounds otherwise: of the loss the sixth decimal may differ by one.
-    assert json.loads(metrics.read_text())["test"] == pytest.approx(before, abs=2e-6)
+    assert found <= {"reports/evaluation.json"}  # which says how it was judged

@@ -63,6 +63,7 @@ def test_a_stage_imports_nothing_slow_that_it_does_not_need(name: str) -> None:
     modules = [
         ".".join(path.relative_to(ROOT / "src").with_suffix("").parts).removesuffix(".__init__")
         for path in imported_files(ROOT / "src" / f"{name}.py", ROOT / "src")
+        if path.suffix == ".py"
     ]
     code = (
         "import importlib, json, sys\n"

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from conftest import Project
-from digits import blocked, checkpoints, fitting, judging, net, processed, stage, training
+from digits import checkpoints, fitting, judging, kernels, processed, stage, training
 from digits.errors import DeviceError, DivergedError, UserError
 from digits.files import md5
 from digits.params import Params, load
@@ -147,10 +147,10 @@ def test_too_large_a_batch_names_the_parameter_to_lower(
     def fail(*_arguments: object) -> None:
         raise error
 
-    monkeypatch.setattr(net.Net, "forward", fail)
+    monkeypatch.setattr(judging, "evaluate", fail)
     with pytest.raises(DeviceError, match=r"batch_size 500; lower evaluate\.batch_size"):
         judging.judge(params, paths)
-    monkeypatch.setattr(blocked.BlockedGradients, "__call__", fail)
+    monkeypatch.setattr(kernels.CompiledSteps, "__call__", fail)
     with pytest.raises(DeviceError, match=r"batch_size 16; lower train\.batch_size"):
         fitting.fit(params, paths, state(paths))
 

@@ -1,16 +1,15 @@
 """The training loop: right gradients, exact resume, the original curve."""
 
-from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from digits.blocked import BlockedGradients
 from digits.errors import DeviceError, DivergedError
+from digits.kernels import CompiledSteps
 from digits.net import Net
 from digits.params import Train, load
 from digits.training import (
@@ -52,30 +51,6 @@ def run(recipe: Train, resume: dict[str, Tensor] | None = None) -> tuple[Net, li
     return net, seen
 
 
-def computed(
-    net: Net, data: Images, precision: torch.dtype, threads: int, times: int = 1
-) -> tuple[Tensor, Tensor]:
-    """Loss and right answers of all images as one batch, by the gradients made by hand."""
-    images, labels = data
-    count = len(labels)
-    windows = images[:, :, None, None]
-    with closing(BlockedGradients(net, windows, labels, precision, threads, count)) as gradients:
-        for _ in range(times):
-            found = gradients(torch.arange(count), torch.zeros(2, count, dtype=torch.int64))
-    return found
-
-
-def reference_gradients(net: Net, images: Tensor, labels: Tensor) -> list[Tensor]:
-    exact = Net(net.fc2.out_features, float(net.mean), float(net.std)).double()
-    exact.load_state_dict(net.state_dict())
-    pixels = (images.double() / 255 - net.mean.double()) / net.std.double()
-    hidden = F.max_pool2d(F.relu(exact.conv1(pixels)), 2)
-    hidden = F.max_pool2d(F.relu(exact.conv2(hidden)), 2)
-    hidden = F.relu(exact.fc1(hidden.flatten(1)))
-    F.nll_loss(F.log_softmax(exact.fc2(hidden), 1), labels).backward()  # type: ignore[no-untyped-call]
-    return [p.grad for p in exact.parameters() if p.grad is not None]
-
-
 def test_the_net_is_the_one_of_the_original() -> None:
     net = Net()
     assert sum(p.numel() for p in net.parameters()) == 431_080
@@ -83,55 +58,13 @@ def test_the_net_is_the_one_of_the_original() -> None:
     assert Net(62).fc2.out_features == 62
 
 
-@pytest.mark.parametrize("batch", [1, 31, 64, 77, 256])
-@pytest.mark.parametrize("threads", [1, 2, 3])
-@pytest.mark.parametrize("classes", [10, 62])
-def test_hand_made_gradients_are_those_of_autograd_in_double_precision(
-    batch: int, threads: int, classes: int
-) -> None:
-    torch.manual_seed(batch)
-    net = Net(classes, 0.2, 0.4)
-    images, labels = data = some(batch, classes=10, seed=batch)
-    # the second time must not see what the first left behind
-    loss, correct = computed(net, data, torch.float32, threads, times=2)
-    output = net(images)
-    assert loss.item() == pytest.approx(F.nll_loss(output, labels).item(), rel=1e-5)
-    assert correct.item() == (output.argmax(1) == labels).sum().item()
-    for parameter, exact in zip(
-        net.parameters(), reference_gradients(net, images, labels), strict=True
-    ):
-        assert parameter.grad is not None
-        assert (parameter.grad - exact).norm() <= 1e-5 * exact.norm()
-
-
-def test_hand_made_gradients_in_bfloat16_point_the_same_way() -> None:
-    net = Net()
-    images, labels = data = some(256)
-    computed(net, data, torch.bfloat16, 2)
-    for parameter, exact in zip(
-        net.parameters(), reference_gradients(net, images, labels), strict=True
-    ):
-        assert parameter.grad is not None
-        cosine = F.cosine_similarity(parameter.grad.double().view(-1), exact.view(-1), dim=0)
-        assert cosine > 0.99
-
-
-def test_equal_brightness_in_a_pooling_window_sends_the_gradient_where_max_pool_does() -> None:
-    net = Net()
-    images, labels = torch.full((8, 1, 28, 28), 7, dtype=torch.uint8), torch.arange(8)
-    computed(net, Images(images, labels), torch.float32, 1)
-    exact = reference_gradients(net, images, labels)
-    for parameter, other in zip(net.parameters(), exact, strict=True):
-        assert parameter.grad is not None
-        assert (parameter.grad - other).norm() <= 1e-4 * other.norm()
-
-
+@pytest.mark.parametrize("kernels", ["compiled", "torch"])
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
 @pytest.mark.parametrize("keep", ["last", "best"])
 def test_a_training_resumed_from_any_snapshot_ends_with_the_same_bytes(
-    optimizer: str, keep: str
+    optimizer: str, keep: str, kernels: str
 ) -> None:
-    recipe = replace(SMALL, optimizer=optimizer, keep=keep, learning_rate=0.01)
+    recipe = replace(SMALL, optimizer=optimizer, keep=keep, learning_rate=0.01, kernels=kernels)
     net, events = run(recipe)
     snapshots = [event for event in events if isinstance(event, Snapshot)]
     assert len(snapshots) > 4
@@ -152,10 +85,27 @@ def test_the_seed_changes_the_model_and_nothing_else_does() -> None:
     assert not torch.equal(first.fc1.weight, other.fc1.weight)
 
 
-def test_a_loss_that_is_not_finite_stops_the_training() -> None:
-    recipe = replace(SMALL, optimizer="sgd", schedule="constant", learning_rate=100.0, epochs=5)
+@pytest.mark.parametrize("kernels", ["compiled", "torch"])
+def test_a_loss_that_is_not_finite_stops_the_training(kernels: str) -> None:
+    recipe = replace(
+        SMALL, kernels=kernels, optimizer="sgd", schedule="constant", learning_rate=100.0, epochs=5
+    )
     with pytest.raises(DivergedError, match=r"diverged; lower train\.learning_rate"):
         run(recipe)
+
+
+@pytest.mark.parametrize("recipe", [{}, {"optimizer": "sgd", "schedule": "constant"}])
+def test_both_kernels_train_the_same_net_but_for_rounding(recipe: dict[str, Any]) -> None:
+    compiled, expected = (
+        run(replace(SMALL, **recipe, kernels=kernels, learning_rate=1e-3))
+        for kernels in ("compiled", "torch")
+    )
+    for ours, theirs in zip(compiled[1], expected[1], strict=True):
+        match ours, theirs:
+            case Step() | Epoch(), Step() | Epoch():
+                assert ours == pytest.approx(theirs, rel=1e-3)
+    for one, other in zip(compiled[0].parameters(), expected[0].parameters(), strict=True):
+        assert (one - other).norm() <= 1e-3 * other.norm()
 
 
 def test_points_of_the_curve_count_samples_as_the_original_does() -> None:
@@ -192,6 +142,6 @@ def test_running_out_of_memory_names_the_parameter_to_lower(
     def fail(*_: object) -> None:
         raise RuntimeError(message)
 
-    monkeypatch.setattr(BlockedGradients, "__call__", fail)
+    monkeypatch.setattr(CompiledSteps, "__call__", fail)
     with pytest.raises(DeviceError, match=r"lower train\.batch_size"):
         run(SMALL)

@@ -28,6 +28,7 @@ def code() -> dict[str, str]:
     source = Path(__file__).resolve().parents[1]
     files = {Path(str(getattr(module, "__file__", None))) for module in sys.modules.values()}
     ours = sorted(path.resolve() for path in files if source in path.resolve().parents)
+    ours += [path.with_suffix(".c") for path in ours if path.with_suffix(".c").exists()]
     return {
         path.relative_to(source).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in ours

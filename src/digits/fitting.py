@@ -264,6 +264,7 @@ def _opening(
         "dataset": splits["train"].facts.dataset,
         "device": machine.description,
         "precision": str(machine.precision).removeprefix("torch."),
+        "kernels": machine.kernels,
         "threads": str(machine.threads),
         "deterministic": str(params.train.deterministic).lower(),
         "mlflow.note.content": lineage.how_to_get(paths.root, at, files),

@@ -6,23 +6,23 @@ It imports torch alone, so it can be run and checked on a bare GPU machine.
 import contextlib
 import math
 import os
-import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from digits.blocked import BlockedGradients
+from digits import kernels
 from digits.errors import DeviceError, DivergedError
+from digits.kernels import CompiledSteps
 from digits.net import Net
 from digits.params import Train
 
 EVALUATION_BATCH = 500
+SIDE = 28
 
 
 class Images(NamedTuple):
@@ -42,6 +42,7 @@ class Machine(NamedTuple):
     device: torch.device
     precision: torch.dtype
     threads: int
+    kernels: str
     description: str
 
 
@@ -93,7 +94,8 @@ def prepare(recipe: Train) -> Machine:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(recipe.deterministic)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    return Machine(device, _precision(recipe, device), threads, _describe(device))
+    precision, chosen = _precision(recipe, device), _kernels(recipe, device)
+    return Machine(device, precision, threads, chosen, _describe(device, chosen))
 
 
 def choose_device(name: str, key: str) -> torch.device:
@@ -153,7 +155,7 @@ def train(
     """
     try:
         loop = _Loop(net, training, validation, recipe, machine, resume)
-        with contextlib.closing(loop.gradients):
+        with contextlib.closing(loop.steps):
             yield from loop.run(snapshot_every)
     except RuntimeError as error:
         if not is_out_of_memory(error):
@@ -167,23 +169,47 @@ def train(
 def evaluate(net: Net, data: Images, batch_size: int = EVALUATION_BATCH) -> Tensor:
     """Log-probabilities float32 `[N, classes]` of a whole split, in float32.
 
-    Works on a copy with the channels last, which convolves a CPU's images twice as fast.
+    By the compiled kernels where there are some; `batch_size` is for torch's. Those work on a copy
+    with the channels last, which convolves a CPU's images twice as fast.
     """
+    if data.images.device.type == "cpu" and kernels.library():
+        return kernels.predict(net, data.images, torch.get_num_threads())
     copy = deepcopy(net).to(memory_format=torch.channels_last)
     with torch.inference_mode():
         return torch.cat([copy(images) for images in torch.split(data.images, batch_size)])
 
 
-@dataclass(frozen=True)
-class _Autograd:
-    """Loss and gradients of a batch, by autograd: for every device but the CPU."""
+class _TorchSteps:
+    """Trains a Net in place by autograd and torch.optim; called like `CompiledSteps`."""
 
-    net: Net
-    windows: Tensor
-    labels: Tensor
-    precision: torch.dtype
+    def __init__(
+        self, net: Net, images: Tensor, labels: Tensor, recipe: Train, precision: torch.dtype
+    ) -> None:
+        self.net, self.labels = net, labels
+        self.windows = images.unfold(2, SIDE, 1).unfold(3, SIDE, 1)
+        self.precision, self.batch_size = precision, recipe.batch_size
+        self.parameters = dict(net.named_parameters())
+        self.optimizer = _optimizer(net, recipe)
 
-    def __call__(self, indices: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
+    def __call__(
+        self,
+        order: Tensor,
+        places: Tensor,
+        first: int,  # noqa: ARG002  the optimizer counts for itself
+        rates: Sequence[float],
+        loss_sum: Tensor,
+        correct: Tensor,
+    ) -> Tensor:
+        for indices, rate in zip(torch.split(order, self.batch_size), rates, strict=True):
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate
+            loss, right = self._gradients(indices, places[:, indices])
+            self.optimizer.step()
+            loss_sum += loss * len(indices)
+            correct += right
+        return loss
+
+    def _gradients(self, indices: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
         """Mean loss and how many were right; the gradients go into the parameters."""
         images = self.windows[indices, :, places[0], places[1]]
         labels = self.labels[indices]
@@ -194,6 +220,21 @@ class _Autograd:
         self.net.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         return loss.detach(), (log_probabilities.detach().argmax(1) == labels).sum()
+
+    def state(self) -> dict[str, Tensor]:
+        """The optimizer's tensors, live, by `key.parameter`."""
+        return {
+            f"{key}.{name}": value
+            for name, parameter in self.parameters.items()
+            for key, value in self.optimizer.state[parameter].items()
+        }
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Go on with the optimizer's tensors of another time."""
+        for name, value in state.items():
+            key, _, parameter = name.partition(".")
+            home = "cpu" if key == "step" else self.labels.device
+            self.optimizer.state[self.parameters[parameter]][key] = value.to(home)
 
     def close(self) -> None:
         """Nothing to end."""
@@ -210,11 +251,9 @@ class _Loop:
 
     def __post_init__(self) -> None:
         device = self.machine.device
-        self.parameters = dict(self.net.named_parameters())
-        self.gradients = self._gradients()
-        self.optimizer = _optimizer(self.net, self.recipe)
+        self.steps = self._steps()
         self.batches = math.ceil(len(self.training.labels) / self.recipe.batch_size)
-        self.steps = self.batches * self.recipe.epochs
+        self.last = self.batches * self.recipe.epochs
         self.step = 0
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=device)
         self.correct = torch.zeros((), dtype=torch.int64, device=device)
@@ -224,12 +263,11 @@ class _Loop:
             self._restore(self.resume)
 
     def run(self, snapshot_every: int) -> Iterator[Event]:
-        while self.step < self.steps:
-            epoch, first = divmod(self.step, self.batches)
+        while self.step < self.last:
+            epoch = self.step // self.batches
             order, places = self._order(epoch)
-            torch.set_num_threads(self.threads_in_batches)
-            for indices in torch.split(order, self.recipe.batch_size)[first:]:
-                point = self._batch(indices, places[:, indices])
+            while self.step < (epoch + 1) * self.batches:
+                point = self._advance(order, places, self._next_stop(epoch, snapshot_every))
                 if point is not None:
                     yield point
                 if snapshot_every and self.step % snapshot_every == 0 and self._within_epoch():
@@ -239,18 +277,13 @@ class _Loop:
         if self.recipe.keep == "best":
             self.net.load_state_dict(self.best)
 
-    def _gradients(self) -> BlockedGradients | _Autograd:
-        machine, size = self.machine, self.recipe.batch_size
-        windows = _windows(self.training.images, self.recipe.shift)
+    def _steps(self) -> CompiledSteps | _TorchSteps:
+        machine, recipe, margin = self.machine, self.recipe, (self.recipe.shift,) * 4
+        images = F.pad(self.training.images, margin)
         labels = self.training.labels
-        if machine.device.type == "cpu" and sys.platform == "linux":
-            self.threads_in_batches = 1
-            torch.set_num_threads(1)
-            return BlockedGradients(
-                self.net, windows, labels, machine.precision, machine.threads, size
-            )
-        self.threads_in_batches = machine.threads
-        return _Autograd(self.net, windows, labels, machine.precision)
+        if machine.kernels == "compiled":
+            return CompiledSteps(self.net, images, labels, recipe, machine.threads)
+        return _TorchSteps(self.net, images, labels, recipe, machine.precision)
 
     def _within_epoch(self) -> bool:
         return self.step % self.batches != 0
@@ -263,20 +296,27 @@ class _Loop:
         moves = torch.randint(places, (2, count), generator=generator)
         return order.to(self.machine.device), moves.to(self.machine.device)
 
-    def _batch(self, indices: Tensor, places: Tensor) -> Step | None:
-        rate = learning_rate(self.step, self.steps, self.recipe)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        loss, correct = self.gradients(indices, places)
-        self.optimizer.step()
-        self.loss_sum += loss * len(indices)
-        self.correct += correct
-        step, self.step = self.step, self.step + 1
+    def _next_stop(self, epoch: int, snapshot_every: int) -> int:
+        """Up to which step there is nothing to tell: a point of the curve, a snapshot, the end."""
+        every = self.recipe.log_every
+        stops = [(epoch + 1) * self.batches, -(-self.step // every) * every + 1]
+        if snapshot_every:
+            stops.append((self.step // snapshot_every + 1) * snapshot_every)
+        return min(stops)
+
+    def _advance(self, order: Tensor, places: Tensor, stop: int) -> Step | None:
+        """Train up to a step; the point of the loss curve, if the last one is on it."""
+        epoch, first = divmod(self.step, self.batches)
+        size = self.recipe.batch_size
+        some = order[first * size : (stop - epoch * self.batches) * size]
+        rates = [learning_rate(step, self.last, self.recipe) for step in range(self.step, stop)]
+        loss = self.steps(some, places, self.step, rates, self.loss_sum, self.correct)
+        self.step = stop
+        step, batch = stop - 1, (stop - 1) % self.batches
         if step % self.recipe.log_every:
             return None
-        epoch, batch = divmod(step, self.batches)
-        samples = epoch * len(self.training.labels) + batch * self.recipe.batch_size
-        return Step(step, samples, _finite(loss.item(), step), rate)
+        samples = epoch * len(self.training.labels) + batch * size
+        return Step(step, samples, _finite(float(loss), step), rates[-1])
 
     def _end_epoch(self, epoch: int) -> Epoch:
         count = len(self.training.labels)
@@ -292,7 +332,6 @@ class _Loop:
     def _validate(self) -> tuple[float | None, float | None]:
         if not len(self.validation.labels):
             return None, None
-        torch.set_num_threads(self.machine.threads)
         output = evaluate(self.net, self.validation)
         loss = F.nll_loss(output.double(), self.validation.labels).item()
         accuracy = (output.argmax(1) == self.validation.labels).double().mean().item()
@@ -305,7 +344,7 @@ class _Loop:
             self.best = {name: value.clone() for name, value in self.net.state_dict().items()}
 
     def _snapshot(self) -> Snapshot:
-        for value in (self.loss_sum, *self.parameters.values()):  # else the bad one is kept
+        for value in (self.loss_sum, *self.net.parameters()):  # else the bad one is kept
             _finite(value.detach().sum().item(), self.step)
         tensors = {
             "step": torch.tensor(self.step),
@@ -315,9 +354,7 @@ class _Loop:
         }
         tensors |= {f"net.{name}": value for name, value in self.net.state_dict().items()}
         tensors |= {f"best.{name}": value for name, value in self.best.items()}
-        for name, parameter in self.parameters.items():
-            for key, value in self.optimizer.state[parameter].items():
-                tensors[f"optimizer.{key}.{name}"] = value
+        tensors |= {f"optimizer.{name}": value for name, value in self.steps.state().items()}
         return Snapshot(self.step, tensors)
 
     def _restore(self, tensors: dict[str, Tensor]) -> None:
@@ -334,10 +371,7 @@ class _Loop:
         self.best_score = tensors["best_score"].clone()
         self.best = below("best.")
         self.net.load_state_dict(below("net."))
-        for name, value in below("optimizer.").items():
-            key, _, parameter = name.partition(".")
-            home = "cpu" if key == "step" else self.machine.device
-            self.optimizer.state[self.parameters[parameter]][key] = value.to(home)
+        self.steps.restore(below("optimizer."))
 
 
 def learning_rate(step: int, steps: int, recipe: Train) -> float:
@@ -354,13 +388,6 @@ def learning_rate(step: int, steps: int, recipe: Train) -> float:
     if step < peak:
         return _cosine(low, high, step / peak)
     return _cosine(high, least, (step - peak) / (steps - 1 - peak))
-
-
-def _windows(images: Tensor, shift: int) -> Tensor:
-    """A view `[N, 1, places, places, H, W]` of all images `[N, 1, H, W]` at all their shifts."""
-    height, width = images.shape[2:]
-    padded = F.pad(images, (shift, shift, shift, shift)) if shift else images
-    return padded.unfold(2, height, 1).unfold(3, width, 1)
 
 
 def _cosine(start: float, end: float, share: float) -> float:
@@ -405,26 +432,27 @@ def _precision(recipe: Train, device: torch.device) -> torch.dtype:
         return {"float32": torch.float32, "bfloat16": torch.bfloat16}[recipe.precision]
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
-    return torch.bfloat16 if device.type == "cpu" and _bfloat16_pays() else torch.float32
+    return torch.float32
 
 
-def _bfloat16_pays() -> bool:
-    """Whether the CPU multiplies matrices much faster in bfloat16.
+def _kernels(recipe: Train, device: torch.device) -> str:
+    """Whether the compiled kernels do the work: on CPUs, in float32, where they can be made."""
+    if recipe.kernels == "torch":
+        return "torch"
+    fit = device.type == "cpu" and recipe.precision != "bfloat16"
+    if fit and kernels.library():
+        return "compiled"
+    if recipe.kernels == "auto":
+        return "torch"
+    why = "need a compiler and AVX2 or NEON on Linux" if fit else "are float32 on a CPU only"
+    raise DeviceError(f"train.kernels is compiled, but these {why}; set it to auto")
 
-    AMD's with AVX512-BF16 (2.6 times as fast, measured) and Intel's with AMX do; Intel's with
-    AVX512-BF16 but no AMX have half their float32 rate in it (0.5, measured).
-    """
-    try:
-        described = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:
-        return False
-    flags = set(described.partition("flags")[2].partition("\n")[0].split())
-    return "amx_bf16" in flags or ("AuthenticAMD" in described and "avx512_bf16" in flags)
 
-
-def _describe(device: torch.device) -> str:
+def _describe(device: torch.device, chosen: str) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
+    if chosen == "compiled":
+        return device.type  # the same bits on every CPU
     return f"{device.type} {torch.backends.cpu.get_cpu_capability()}"
 
 
