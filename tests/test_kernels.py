@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import platform
+import shutil
 import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -20,7 +24,7 @@ from digits.errors import DeviceError
 from digits.kernels import CompiledSteps, predict
 from digits.net import Net
 from digits.params import Train, load
-from digits.training import Images, prepare
+from digits.training import Images, new_net, prepare
 from test_training import SMALL, run, some
 
 RECIPE = load(Path(__file__).resolve().parents[1] / "params.yaml").train
@@ -75,6 +79,13 @@ def test_gradients_are_those_of_autograd_in_double_precision(
     assert loss_sum == pytest.approx(2 * batch * loss)
     assert right == 2 * (output.argmax(1) == data.labels).sum().item()
     assert_gradients_are_exact(net, data)
+
+
+def test_the_first_weights_are_those_of_torch_but_for_rounding() -> None:
+    net = new_net(RECIPE, 10, 0.13, 0.31)
+    torch.manual_seed(RECIPE.seed)
+    for ours, theirs in zip(net.parameters(), Net().parameters(), strict=True):
+        assert torch.allclose(ours, theirs, rtol=0, atol=1e-7)
 
 
 def test_equal_brightness_in_a_pooling_window_sends_the_gradient_where_max_pool_does() -> None:
@@ -136,6 +147,33 @@ def test_any_number_of_threads_trains_the_same_bytes(optimizer: str) -> None:
         assert [e for e in events if type(e).__name__ != "Snapshot"] == [
             e for e in first[1] if type(e).__name__ != "Snapshot"
         ]
+
+
+def compiled(to: Path, *flags: str) -> Path:
+    """The harness around the kernels, as a program."""
+    source = Path(__file__).parent / "harness" / "kernels.c"
+    command = [sys.executable, "-m", "ziglang", "cc", "-ffp-contract=off", *flags]
+    caches = {"ZIG_GLOBAL_CACHE_DIR": str(to.parent), "ZIG_LOCAL_CACHE_DIR": str(to.parent)}
+    subprocess.run([*command, str(source), "-o", str(to)], env={**os.environ, **caches}, check=True)
+    return to
+
+
+@pytest.mark.long
+def test_another_processor_and_another_optimization_compute_the_same_bits(tmp_path: Path) -> None:
+    emulator = shutil.which("qemu-aarch64-static") or shutil.which("qemu-aarch64")
+    if emulator is None:
+        pytest.skip("needs qemu-user")
+    if platform.machine() != "x86_64":
+        pytest.skip("compares x86-64 with the emulated aarch64")
+    plain = compiled(tmp_path / "plain", "-O3", "-mcpu=x86_64_v3")
+    timid = compiled(tmp_path / "timid", "-O1", "-mcpu=x86_64_v3")
+    other = compiled(tmp_path / "other", "-O3", "--target=aarch64-linux-musl")
+    for optimizer in ([], ["adamw"]):
+        said = {
+            subprocess.run([*command, *optimizer], check=True, capture_output=True).stdout
+            for command in ([str(plain)], [str(timid)], [emulator, str(other)])
+        }
+        assert len(said) == 1
 
 
 @pytest.fixture

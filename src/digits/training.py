@@ -118,9 +118,19 @@ def choose_device(name: str, key: str) -> torch.device:
 
 
 def new_net(recipe: Train, classes: int, mean: float, std: float) -> Net:
-    """A Net with the weights that `train.seed` gives, on the CPU."""
+    """A Net with the weights that `train.seed` gives, on the CPU.
+
+    They are torch's own, within a fan-in's root, but scaled one operation after the other:
+    `uniform_` rounds differently on processors that multiply and add at once.
+    """
+    net = Net(classes, mean, std)
     torch.manual_seed(recipe.seed)
-    return Net(classes, mean, std)
+    with torch.no_grad():
+        for layer in (net.conv1, net.conv2, net.fc1, net.fc2):
+            bound = layer.weight[0].numel() ** -0.5
+            for parameter in layer.parameters():
+                parameter.copy_(torch.rand(parameter.shape) * (2 * bound) - bound)
+    return net
 
 
 def train(
