@@ -8,10 +8,11 @@ from torch.nn import functional as F
 
 import mnist
 from digits.net import Net
+from digits.training import Images
 from gpu import Plain
 
 
-def dataloader_epoch(seed: int) -> tuple[float, list[float]]:
+def dataloader_epoch(data: Images, seed: int) -> tuple[float, list[float]]:
     """An epoch of the original recipe as PyTorch's MNIST example has it.
 
     torchvision's dataset, ToTensor and Normalize per sample, a DataLoader, batch 64.
@@ -32,8 +33,7 @@ def dataloader_epoch(seed: int) -> tuple[float, list[float]]:
             return True
 
         def _load_data(self) -> tuple[Tensor, Tensor]:
-            whole = mnist.read(0).train
-            return whole.images[:, 0], whole.labels
+            return data.images[:, 0], data.labels
 
     torch.manual_seed(seed)
     steps = [transforms.ToTensor(), transforms.Normalize((0.1307,), (0.3081,))]
