@@ -137,7 +137,7 @@ class CompiledSteps:
         self, net: Net, images: Tensor, labels: Tensor, recipe: Train, threads: int
     ) -> None:
         self.recipe = recipe
-        chunks = -(-recipe.batch_size // LANES)
+        chunks = -(-min(recipe.batch_size, len(labels)) // LANES)
         self.team = _Team(net, min(threads, chunks), chunks, chunks)
         self.images, self.labels = images.contiguous(), labels
         block = self.team.block
