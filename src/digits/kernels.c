@@ -54,7 +54,7 @@ typedef struct { /* what is kept of sixteen images between the way forth and the
     lanes hidden[HIDDEN], hidden_back[HIDDEN];
     float features_by_image[LANES][FEATURES];
     float hidden_by_image[LANES][HIDDEN_PADDED];
-    places places1[CHANNELS1 * POOL1 * POOL1], places2[FEATURES]; /* of the maxima; see `pool` */
+    places places1[CHANNELS1 * POOL1 * POOL1], places2[FEATURES]; /* of the maxima */
     choices label;
     double loss;
     int64_t correct, count;
@@ -252,11 +252,11 @@ INLINE void last_layer(const task *t, const chunk *c, lanes *logits, lanes *larg
 static void answers(const task *t, chunk *c, lanes *logits, int64_t batch) {
     lanes largest, total;
     last_layer(t, c, logits, &largest, &total);
-    lanes logs = logarithm(total), target = {}, best = largest, scale = {};
+    lanes logs = logarithm(total), target = {};
     choices predicted = {}, number = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-    scale = or_zero(number < (int32_t)c->count, splat(1.0f / batch));
+    lanes scale = or_zero(number < (int32_t)c->count, splat(1.0f / batch));
     for (int64_t k = t->classes - 1; k >= 0; k--) {
-        choices is_best = logits[k] == best, is_label = c->label == (int32_t)k;
+        choices is_best = logits[k] == largest, is_label = c->label == (int32_t)k;
         predicted = (is_best & (int32_t)k) | (~is_best & predicted);
         target = choose(is_label, logits[k], target);
         lanes probability = exponential(logits[k] - largest) / total;
