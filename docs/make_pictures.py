@@ -90,7 +90,7 @@ def join() -> Picture:
     p.box(20, 30, 200, 62, ["train", "points, model, end"], BLUE)
     p.box(20, 130, 200, 62, ["evaluate", "scores, figures"], BLUE)
     p.box(
-        20, 230, 200, 80, ["digits sync", "results that DVC restored:", "no stage ran here"], BLUE
+        20, 230, 200, 80, ["splice sync", "results that DVC restored:", "no stage ran here"], BLUE
     )
     outbox = ["outbox on disk", "written first;", "survives kills and outages;", "never waits"]
     sender = ["sender", "in the background,", "in order, resumes", "where it was"]

@@ -5,7 +5,7 @@ from digits import stage
 
 def main() -> None:
     """Wake the sender, and only then import what takes long."""
-    params, paths, state = stage.begin()
+    params, paths, state, _ = stage.begin()
     from digits.downloading import download
 
     download(params.download, paths, state)

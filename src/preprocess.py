@@ -5,7 +5,7 @@ from digits import stage
 
 def main() -> None:
     """Wake the sender, and only then import what takes long."""
-    params, paths, _ = stage.begin()
+    params, paths, _, _ = stage.begin()
     from digits.preprocessing import preprocess
 
     preprocess(params.preprocess, paths)

@@ -5,10 +5,10 @@ from digits import stage
 
 def main() -> None:
     """Wake the sender, and only then import what takes long."""
-    params, paths, state = stage.begin()
+    params, paths, state, join = stage.begin()
     from digits.fitting import fit
 
-    fit(params, paths, state)
+    fit(params, paths, state, join)
 
 
 if __name__ == "__main__":

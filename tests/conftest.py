@@ -20,9 +20,9 @@ from urllib.parse import urlsplit
 import pytest
 import yaml
 
-from digits.tracking import outbox
-from digits.tracking.store import Store
 from servers import FaultyProxy, MlflowServer, mlflow_server, postgres, s3
+from splice import outbox
+from splice.mlflow_store import Store
 
 HERE = Path(__file__).resolve().parents[1]
 DROPPED = ("MLFLOW_", "_MLFLOW_", "DVC_", "AWS_", "GIT_", "PYTHON", "DATA_MIRROR", "VIRTUAL_ENV")
@@ -72,8 +72,14 @@ class Project:
         return self.run("dvc", *arguments, **how)
 
     def digits(self, *arguments: str, **how: Any) -> subprocess.CompletedProcess[str]:
+        return self._command("digits", *arguments, **how)
+
+    def splice(self, *arguments: str, **how: Any) -> subprocess.CompletedProcess[str]:
+        return self._command("splice", *arguments, **how)
+
+    def _command(self, name: str, *arguments: str, **how: Any) -> subprocess.CompletedProcess[str]:
         how = {"PYTHONPATH": str(self.root / "src"), **how}
-        return self.run("python", "-m", "digits.cli", *arguments, **how)
+        return self.run("python", "-m", f"{name}.cli", *arguments, **how)
 
     def stage(self, name: str, **how: Any) -> subprocess.CompletedProcess[str]:
         """Run a stage's script alone, without dvc."""
@@ -110,7 +116,7 @@ class Project:
         return found
 
     def store(self) -> Store:
-        """The store that this project's commands are told to use."""
+        """The store that this project's commands use."""
         uri = self.env.get("MLFLOW_TRACKING_URI") or f"sqlite:///{self.root / 'mlflow.db'}"
         return Store(self.root, uri)
 
@@ -211,7 +217,7 @@ def finished_project(bare_project: Project, tmp_path_factory: pytest.TempPathFac
     project = bare_project.copy(tmp_path_factory.mktemp("finished") / "project")
     try:
         project.dvc("repro")
-        project.digits("sync", "--wait", "60")
+        project.splice("sync", "--wait", "60")
     finally:
         project.stop_sender()
     project.commit("Results")
@@ -240,7 +246,7 @@ def bare(bare_project: Project, copy_of: Callable[[Project], Project]) -> Projec
 
 @pytest.fixture
 def finished(finished_project: Project, copy_of: Callable[[Project], Project]) -> Project:
-    """A project in which the pipeline ran once and MLflow knows it, for this test alone."""
+    """A project in which the pipeline ran once and all is delivered, for this test alone."""
     return copy_of(finished_project)
 
 
@@ -278,7 +284,7 @@ def proxy(team: Team) -> Iterator[FaultyProxy]:
 
 @pytest.fixture
 def shared(finished: Project, team: Team) -> Project:
-    """A project whose commands are told to use the team's store."""
+    """A project whose commands use the team's store."""
     return finished.with_env(MLFLOW_TRACKING_URI=team.server.uri)
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from mlflow import MlflowClient
 
-from digits.tracking import outbox
+from splice import outbox
 
 Curve = list[tuple[int, float, int]]  # step, value, milliseconds
 

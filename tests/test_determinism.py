@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from conftest import Project
-from digits.files import md5
+from splice.files import md5
 
 STAGES = ("download", "preprocess", "train", "evaluate")
 OUTPUTS = ("data", "models", "reports")

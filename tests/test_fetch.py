@@ -21,7 +21,7 @@ import pytest
 from digits import datasets, fetch
 from digits.errors import DownloadError
 from digits.fetch import shown
-from digits.files import CHUNK_BYTES
+from splice.files import CHUNK_BYTES
 
 NAME = "digits.gz"
 CONTENT = bytes(range(256)) * 400

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from digits import files, tensorfile
-from digits.errors import DataError, UserError
+from digits import tensorfile
+from splice import files
+from splice.errors import DataError, UserError
 
 SOURCE = Path(__file__).resolve().parents[1] / "src"
 
@@ -129,7 +130,7 @@ def test_what_a_killed_writer_left_aside_is_gone_after_the_next_write(
     }[kind]
     writer = (
         "import sys, time, numpy\nfrom pathlib import Path\n"
-        "from safetensors.numpy import save_file\nfrom digits.files import written_whole\n"
+        "from safetensors.numpy import save_file\nfrom splice.files import written_whole\n"
         "arrays = {'a': numpy.zeros(30_000_000, numpy.uint8)}\n"
         f"with written_whole(Path(sys.argv[1])) as aside:\n  {inside}\n"
     )

@@ -12,8 +12,8 @@ import psutil
 import pytest
 
 from conftest import Project
-from digits.cli import _parser
 from servers import free_port
+from splice.cli import _parser
 from test_survival import family, started, until
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -114,7 +114,7 @@ def test_the_pages_listen_on_this_machine_alone_and_hide_the_store_from_the_proc
     bare: Project,
 ) -> None:
     port = free_port()
-    command = ["python", "-m", "digits.cli", "ui", "--port", str(port)]
+    command = ["python", "-m", "splice.cli", "ui", "--port", str(port)]
     served = bare.with_env(
         PYTHONPATH=str(bare.root / "src"),
         MLFLOW_TRACKING_URI=f"sqlite:///{bare.root}/{SECRET}.db",
@@ -164,9 +164,9 @@ def test_a_password_of_the_store_reaches_no_file_and_no_message(
             team.stage("preprocess").stdout,
             team.stage("train").stdout,
             team.stage("evaluate").stdout,
-            team.digits("sync", "--wait", "3", check=False).stdout,
-            team.digits("status", check=False).stdout,
-            team.digits("find", "HEAD", check=False).stdout,
+            team.splice("sync", "--wait", "3", check=False).stdout,
+            team.splice("status", check=False).stdout,
+            team.splice("find", "HEAD", check=False).stdout,
         ]
     )
     assert "127.0.0.1:1" in output

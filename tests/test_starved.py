@@ -18,10 +18,11 @@ import torch
 from conftest import Project
 from digits import checkpoints, fitting, judging, kernels, processed, stage, training
 from digits.errors import DeviceError, DivergedError, UserError
-from digits.files import md5
 from digits.params import Params, load
 from digits.processed import PixelFacts, Split
 from digits.project import Paths, State
+from splice import Config, Join
+from splice.files import md5
 from test_files import small_disk
 
 CLASSES = tuple("0123456789")
@@ -67,11 +68,16 @@ def state(paths: Paths, name: str = "state") -> State:
     return State(paths.root.parent / name)
 
 
+def join(paths: Paths, name: str = "state") -> Join:
+    home = paths.root.parent / name
+    return Join(Config(root=paths.root, home=home, model="models/net.safetensors"))
+
+
 def test_a_full_disk_at_any_moment_is_said_and_the_next_training_is_as_if_it_never_was(
     params: Params, paths: Paths, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     params = replace(params, train=replace(params.train, epochs=1, batch_size=20))
-    fitting.fit(params, paths, state(paths, "undisturbed"))
+    fitting.fit(params, paths, state(paths, "undisturbed"), join(paths, "undisturbed"))
     expected = outputs(paths)
     sync = os.fsync
     written = 0
@@ -96,7 +102,9 @@ def test_a_full_disk_at_any_moment_is_said_and_the_next_training_is_as_if_it_nev
             (paths.root / name).unlink(missing_ok=True)
         fail_at(moment)
         try:
-            fitting.fit(params, paths, state(paths, f"state-{moment}"))
+            fitting.fit(
+                params, paths, state(paths, f"state-{moment}"), join(paths, f"state-{moment}")
+            )
         except (UserError, OSError) as error:
             assert os.strerror(errno.ENOSPC) in str(error)
             failures += 1
@@ -106,7 +114,7 @@ def test_a_full_disk_at_any_moment_is_said_and_the_next_training_is_as_if_it_nev
         halves = outputs(paths)
         assert halves == {name: expected[name] for name in halves}
         monkeypatch.setattr(os, "fsync", sync)
-        fitting.fit(params, paths, state(paths, f"state-{moment}"))
+        fitting.fit(params, paths, state(paths, f"state-{moment}"), join(paths, f"state-{moment}"))
         assert outputs(paths) == expected
     assert failures > 10
 
@@ -126,7 +134,9 @@ def test_divergence_keeps_the_last_good_checkpoint(
 
     monkeypatch.setattr(checkpoints, "save", keep)
     with pytest.raises(DivergedError, match=r"diverged; lower train\.learning_rate"):
-        fitting.fit(replace(params, train=replace(wild, epochs=20)), paths, state(paths))
+        fitting.fit(
+            replace(params, train=replace(wild, epochs=20)), paths, state(paths), join(paths)
+        )
     assert not paths.model.exists()
     for tensors in saved:
         weights = [value for name, value in tensors.items() if name.startswith("net.")]
@@ -142,7 +152,7 @@ CPU = "[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate m
 def test_too_large_a_batch_names_the_parameter_to_lower(
     params: Params, paths: Paths, monkeypatch: pytest.MonkeyPatch, error: RuntimeError
 ) -> None:
-    fitting.fit(params, paths, state(paths))
+    fitting.fit(params, paths, state(paths), join(paths))
 
     def fail(*_arguments: object) -> None:
         raise error
@@ -152,7 +162,7 @@ def test_too_large_a_batch_names_the_parameter_to_lower(
         judging.judge(params, paths)
     monkeypatch.setattr(kernels.CompiledSteps, "__call__", fail)
     with pytest.raises(DeviceError, match=r"batch_size 16; lower train\.batch_size"):
-        fitting.fit(params, paths, state(paths))
+        fitting.fit(params, paths, state(paths), join(paths))
 
 
 def test_another_error_of_torch_is_not_taken_for_too_little_memory() -> None:

@@ -17,14 +17,15 @@ import psutil
 import pytest
 
 from conftest import Project
-from digits import checkpoints, lineage
+from delivered import ONCE, delivered
+from digits import checkpoints
 from digits.errors import DataError
-from digits.files import md5
-from digits.tracking import outbox
-from digits.tracking.delivery import Delivery
-from digits.tracking.failures import Refused
-from digits.tracking.store import ENTRY, MODEL, Store, as_failure
-from told import ONCE, told
+from splice import outbox, provenance
+from splice.config import Config
+from splice.delivery import Delivery
+from splice.errors import Rejected
+from splice.files import md5
+from splice.mlflow_store import ENTRY, MODEL, Store, as_failure
 
 LONGER = {"train.epochs": 8, "train.threads": 2, "checkpoint.every_steps": 5}
 WAIT_SECONDS = 100.0
@@ -120,7 +121,7 @@ def is_saved(project: Project) -> bool:
     return any(project.root.glob(".digits/checkpoints/*.safetensors"))
 
 
-def is_told_of_points(project: Project) -> bool:
+def has_points(project: Project) -> bool:
     return any(
         "metrics" in record
         for entry in outbox.entries(project.outbox)
@@ -132,7 +133,7 @@ def is_told_of_points(project: Project) -> bool:
 def in_training(project: Project) -> Iterator[tuple[subprocess.Popen[str], psutil.Process]]:
     """`dvc repro train` at a moment when a checkpoint is there; and the stage it runs."""
     with started(project, "dvc", "repro", "train") as dvc:
-        until(lambda: is_saved(project) and is_told_of_points(project))
+        until(lambda: is_saved(project) and has_points(project))
         stage = stage_of(dvc, "train")
         assert stage is not None, log(project)
         yield dvc, stage
@@ -140,7 +141,7 @@ def in_training(project: Project) -> Iterator[tuple[subprocess.Popen[str], psuti
 
 def finish(project: Project) -> str:
     output = project.dvc("repro", "train").stdout
-    project.digits("sync", "--wait", "60")
+    project.splice("sync", "--wait", "60")
     return output
 
 
@@ -163,7 +164,7 @@ def test_a_killed_training_resumes_to_the_same_bytes_in_the_same_run(
     assert not ready.model.exists()
     assert "train: going on after step" in finish(ready)
     assert md5(ready.model) == uninterrupted
-    assert told(ready) == ONCE
+    assert delivered(ready) == ONCE
     assert not is_saved(ready)
     assert list(ready.root.glob("**/*.tmp")) == []
 
@@ -177,7 +178,7 @@ def test_a_stage_whose_dvc_was_killed_gives_way_to_the_next(
         finish(ready)
         until(lambda: not stage.is_running() or stage.status() == psutil.STATUS_ZOMBIE)
     assert md5(ready.model) == uninterrupted
-    assert told(ready) == ONCE
+    assert delivered(ready) == ONCE
     assert not is_saved(ready)
 
 
@@ -187,12 +188,12 @@ def test_a_killed_sender_loses_and_doubles_nothing(ready: Project, uninterrupted
         doing = outbox.sender(ready.outbox)
         assert doing is not None
         sender = psutil.Process(doing.pid)
-        assert str(ready.outbox) in sender.cmdline()
+        assert str(ready.root) in sender.cmdline()
         sender.kill()
         assert dvc.wait(WAIT_SECONDS) == 0, log(ready)
-    ready.digits("sync", "--wait", "60")
+    ready.splice("sync", "--wait", "60")
     assert md5(ready.model) == uninterrupted
-    assert told(ready) == ONCE
+    assert delivered(ready) == ONCE
 
 
 def test_a_power_cut_takes_back_nothing_that_matters(ready: Project, uninterrupted: str) -> None:
@@ -210,7 +211,7 @@ def test_a_power_cut_takes_back_nothing_that_matters(ready: Project, uninterrupt
     (half / ".tmpAbCdEf").write_bytes(file.read_bytes()[:1000])
     assert "train: going on after step" in finish(ready)
     assert md5(ready.model) == uninterrupted
-    assert told(ready) == ONCE
+    assert delivered(ready) == ONCE
     assert not half.exists()
 
 
@@ -275,13 +276,13 @@ def test_a_lock_that_dvc_left_half_written_is_cleared_and_a_whole_one_left_alone
     finished: Project,
 ) -> None:
     record = finished.root / ".dvc" / "tmp" / "rwlock"
-    assert not finished.digits("unlock").stdout
+    assert not finished.splice("unlock").stdout
     whole = record.read_bytes()
     record.write_bytes(b"")
     refused = finished.dvc("repro", check=False)
     assert refused.returncode != 0
     assert "Unable to read RWLock-file" in refused.stdout
-    assert "removed .dvc/tmp/rwlock" in finished.digits("unlock").stdout
+    assert "removed .dvc/tmp/rwlock" in finished.splice("unlock").stdout
     assert "up to date" in finished.dvc("repro").stdout
     assert record.read_bytes() == whole
 
@@ -323,7 +324,7 @@ def test_divergence_is_said_and_the_run_failed(ready: Project) -> None:
     assert last.endswith("training diverged; lower train.learning_rate")
     assert "Traceback" not in done.stdout
     assert not ready.model.exists()
-    ready.digits("sync", "--wait", "60")
+    ready.splice("sync", "--wait", "60")
     (run,) = ready.store().tagged({"origin": "trained"})
     assert run.info.status == "FAILED"
     assert "diverged" in run.data.tags["reason"]
@@ -337,7 +338,7 @@ def test_without_git_the_pipeline_runs_and_says_that_the_commit_is_unknown(
     gitless = bare.with_env(PATH=str(tools))
     gitless.params({"train.epochs": 1})
     gitless.dvc("repro", "train")
-    bare.digits("sync", "--wait", "60")
+    bare.splice("sync", "--wait", "60")
     (run,) = bare.store().tagged({"origin": "trained"})
     assert run.data.tags["git.commit"] == run.data.tags["git.dirty"] == "unknown"
 
@@ -349,7 +350,7 @@ def test_a_shallow_clone_with_a_detached_head_runs(bare: Project, tmp_path: Path
     clone.git("checkout", "--quiet", "--detach")
     clone.params({"tracking.enabled": False})
     clone.dvc("repro", "preprocess")
-    at = lineage.commit(clone.root)
+    at = provenance.commit(clone.root, ["src"])
     assert at.id == bare.git("rev-parse", "HEAD")
     assert at.branch == "detached"
     assert at.dirty == "true"
@@ -400,11 +401,12 @@ def test_a_damaged_journal_is_refused_by_name_and_stops_no_other_entry(tmp_path:
     journal.write_bytes(b"3\n" + journal.read_bytes())
     with pytest.raises(DataError, match=r"journal\.jsonl is damaged at byte 0") as caught:
         list(outbox.records(entry))
-    assert isinstance(as_failure(caught.value), Refused)
+    assert isinstance(as_failure(caught.value), Rejected)
 
 
 def test_the_same_model_again_is_folded_though_the_clock_jumped_back(tmp_path: Path) -> None:
-    store = Store(tmp_path, f"sqlite:///{tmp_path}/mlflow.db")
+    config = Config(root=tmp_path, home=tmp_path, model="models/net.safetensors")
+    store = Store(tmp_path, config.store)
     runs = [
         store.create_run("mnist", "train", {MODEL: "md5", ENTRY: name}, start, unique=ENTRY)
         for name, start in (("first", 2_000_000), ("second", 1_000_000))
@@ -412,12 +414,15 @@ def test_the_same_model_again_is_folded_though_the_clock_jumped_back(tmp_path: P
     entry = tmp_path / "outbox" / "2000001-training-key"
     entry.mkdir(parents=True)
     (entry / outbox.SENT).write_text(json.dumps({"run": runs[1], "model": "md5"}))
-    Delivery(store, entry, lambda *_: None)._fold_into_original(2_000_002)
+    Delivery(store, entry, config, lambda *_: None)._fold_into_original(2_000_002)
     assert [run.info.run_id for run in store.tagged({MODEL: "md5"})] == runs[:1]
 
 
 def test_a_store_whose_maker_was_killed_is_made_anew(bare: Project) -> None:
-    code = "from pathlib import Path; from digits.tracking.store import connect; connect(Path())"
+    code = (
+        "from pathlib import Path; from splice import Config; "
+        "from splice.mlflow_store import connect; connect(Config.find(Path.cwd()))"
+    )
     made = bare.with_env(PYTHONPATH=str(bare.root / "src"))
     with started(made, "python", "-c", code) as process:
         until(lambda: any(file.stat().st_size for file in bare.root.glob(".digits/.*/mlflow.db")))

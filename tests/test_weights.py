@@ -14,6 +14,7 @@ from torch import Tensor
 from digits import checkpoints, weights
 from digits.errors import DataError
 from digits.net import Net
+from splice.files import digest
 
 Tensors = dict[str, Tensor]
 DESCRIPTION = {"classes": [str(digit) for digit in range(10)]}
@@ -77,7 +78,7 @@ def test_classes_that_do_not_fit_the_weights_are_refused(tmp_path: Path, classes
 
 
 def test_a_checkpoint_is_found_by_its_key_alone(tmp_path: Path) -> None:
-    key = checkpoints.key({"seed": 1})
+    key = digest({"seed": 1})
     path = checkpoints.path(tmp_path, key)
     assert checkpoints.load(path, key) is None
     checkpoints.save(path, tensors(), key, {"steps": [[0, 0.5]]})
@@ -86,7 +87,7 @@ def test_a_checkpoint_is_found_by_its_key_alone(tmp_path: Path) -> None:
     assert found[1] == {"steps": [[0, 0.5]]}
     assert all(torch.equal(value, tensors()[name]) for name, value in found[0].items())
     with pytest.raises(DataError, match="another training"):
-        checkpoints.load(path, checkpoints.key({"seed": 2}))
+        checkpoints.load(path, digest({"seed": 2}))
 
 
 @pytest.fixture(scope="module")

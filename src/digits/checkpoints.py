@@ -15,11 +15,6 @@ from digits.errors import DataError
 KEPT = 20  # checkpoints of interrupted trainings; about 5 MB each
 
 
-def key(identity: Mapping[str, Any]) -> str:
-    """The hash of all that decides a training's result: parameters, data, code and machine."""
-    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
-
-
 def code() -> dict[str, str]:
     """The hashes of this project's modules that the running process has imported, and its script.
 

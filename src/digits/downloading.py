@@ -8,9 +8,9 @@ from digits import datasets, stage
 from digits.datasets import Dataset
 from digits.errors import DownloadError, UserError
 from digits.fetch import fetch, is_url, shown
-from digits.files import write_json
 from digits.params import Download
 from digits.project import Paths, State
+from splice.files import write_json
 
 
 def download(params: Download, paths: Paths, state: State) -> None:

@@ -1,16 +1,19 @@
 """The one family of exceptions for what a user can cause and cure."""
 
+from splice.errors import DataError, UserError
 
-class UserError(Exception):
-    """Something the user can mend: the message says what is wrong, where, and what to do."""
+__all__ = [
+    "DataError",
+    "DeviceError",
+    "DivergedError",
+    "DownloadError",
+    "ParameterError",
+    "UserError",
+]
 
 
 class ParameterError(UserError):
     """A key of params.yaml is unknown, missing, of the wrong type or out of range."""
-
-
-class DataError(UserError):
-    """A file is missing, damaged, or not what its name promises."""
 
 
 class DownloadError(UserError):

@@ -20,7 +20,7 @@ from typing import IO, Any
 from tqdm import tqdm
 
 from digits.errors import DownloadError
-from digits.files import CHUNK_BYTES, md5, written_whole
+from splice.files import CHUNK_BYTES, md5, written_whole
 
 TIMEOUT_SECONDS = 15.0
 HEAD_SECONDS = 2 * TIMEOUT_SECONDS  # for the whole head of an answer, redirects included

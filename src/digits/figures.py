@@ -9,8 +9,8 @@ import numpy.typing as npt
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from digits.files import written_whole
 from digits.history import EPOCH_COLUMNS, STEP_COLUMNS, History
+from splice.files import written_whole
 
 BLUE, ORANGE, GREY = "#1f5fa8", "#d9730d", "#8a8f98"
 

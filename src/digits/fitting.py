@@ -1,4 +1,4 @@
-"""One training from files to files: resumed if it was interrupted, and told to the outbox."""
+"""One training from files to files: resumed if it was interrupted, and tracked."""
 
 import sys
 import time
@@ -6,26 +6,23 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
-from digits import checkpoints, lineage, processed, stage, weights
+from digits import checkpoints, processed, stage, weights
 from digits.errors import DataError, ParameterError
-from digits.files import md5, write_json
 from digits.history import EPOCH_COLUMNS, History, Metric, epoch_metrics, step_metrics
-from digits.lineage import Commit
 from digits.params import Params
 from digits.processed import PixelFacts, Split
 from digits.project import Paths, State
-from digits.tracking import telemetry
-from digits.tracking.outbox import Training
 from digits.training import Epoch, Event, Images, Machine, Snapshot, Step, new_net, prepare, train
+from splice import Data, Join, Run
+from splice.files import digest, md5, write_json
 
 
-def fit(params: Params, paths: Paths, state: State) -> None:
+def fit(params: Params, paths: Paths, state: State, join: Join) -> None:
     """Train as params.yaml says and write models/net.safetensors and reports/history.
 
     Raises:
@@ -35,11 +32,16 @@ def fit(params: Params, paths: Paths, state: State) -> None:
     training = splits["train"]
     machine = prepare(params.train)
     data = {name: md5(paths.split(name)) for name in splits}
-    key = checkpoints.key(_identity(params, data, machine))
+    identity = _identity(params, data, machine)
+    key = digest(identity)
     file = checkpoints.path(state.checkpoints, key)
-    at = lineage.commit(paths.root)
-    opening = _opening(params, paths, at, machine, splits, data, key)
-    with _sources(paths, at) as sources, _journal(params, state, key, opening, sources) as journal:
+    opened = join.training(
+        identity,
+        params=params.flat("download", "preprocess", "train"),
+        data=_data(splits, data),
+        tags=_tags(params, machine, training),
+    )
+    with opened as run:
         history, resume = _resumed(file, key)
         net = new_net(params.train, len(training.facts.classes), *_pixels(training, paths))
         events = train(
@@ -55,34 +57,13 @@ def fit(params: Params, paths: Paths, state: State) -> None:
         def save(snapshot: Snapshot) -> None:
             checkpoints.save(file, snapshot.tensors, key, asdict(history))
 
-        _follow(events, history, journal, params, len(training), save)
+        _follow(events, history, run, params, len(training), save)
         weights.save(paths.model, net.state_dict(), _description(params, splits, data))
         _write_reports(paths, history)
-        if journal is not None:
-            example = training.images[:2].reshape(2, -1).tolist()
-            files = {"history/steps.csv": paths.steps, "history/epochs.csv": paths.epochs}
-            journal.model(paths.model, md5(paths.model), example, files, _note(paths, at, data))
-            journal.close("FINISHED")
+        files = {"history/steps.csv": paths.steps, "history/epochs.csv": paths.epochs}
+        run.model(training.images[:2].tolist(), files)
     file.unlink(missing_ok=True)
     checkpoints.prune(state.checkpoints)
-
-
-@contextmanager
-def _sources(paths: Paths, at: Commit) -> Iterator[dict[str, Path]]:
-    """The parameters, and what differs from the commit: files that go with the run."""
-    with TemporaryDirectory() as folder:
-        found = {"source/params.yaml": paths.params}
-        if at.diff:
-            found["source/uncommitted.diff"] = Path(folder, "uncommitted.diff")
-            found["source/uncommitted.diff"].write_text(at.diff + "\n", encoding="utf-8")
-        yield found
-
-
-def _note(paths: Paths, at: Commit, data: Mapping[str, str]) -> dict[str, str]:
-    """The run's description, now that its model is there too."""
-    files = {name: (f"data/processed/{name}.safetensors", hash_) for name, hash_ in data.items()}
-    files["model"] = ("models/net.safetensors", md5(paths.model))
-    return {"mlflow.note.content": lineage.how_to_get(paths.root, at, files)}
 
 
 def _read_splits(params: Params, paths: Paths) -> dict[str, Split]:
@@ -148,7 +129,7 @@ def _resumed(file: Path, key: str) -> tuple[History, dict[str, torch.Tensor] | N
 def _follow(
     events: Iterator[Event],
     history: History,
-    journal: Training | None,
+    run: Run,
     params: Params,
     images: int,
     save: Callable[[Snapshot], None],
@@ -168,12 +149,10 @@ def _follow(
                     _announce(event, params.train.epochs)
                 case Snapshot():
                     points = []
-                    if journal is not None:
-                        journal.sync()
+                    run.sync()
                     save(event)
                     stage.stop_if_orphaned()
-            if journal is not None:
-                journal.points(points)
+            run.points(points)
     seconds = time.perf_counter() - began
     stage.say("train", f"trained in {seconds:.2f} s")
 
@@ -236,55 +215,20 @@ def _write_reports(paths: Paths, history: History) -> None:
     write_json(paths.reports / "training.json", report)
 
 
-@contextmanager
-def _journal(
-    params: Params, state: State, key: str, opening: Mapping[str, Any], files: Mapping[str, Path]
-) -> Iterator[Training | None]:
-    """The training's journal, with the machine's load noted in it as long as it is open."""
-    if not params.tracking.enabled:
-        yield None
-        return
-    with Training(state.outbox, key, opening, files) as journal, telemetry.noted(journal):
-        yield journal
+def _data(splits: Mapping[str, Split], hashes: Mapping[str, str]) -> dict[str, Data]:
+    return {
+        name: processed.data(name, split.facts.dataset, hashes[name], split.images.shape)
+        for name, split in splits.items()
+    }
 
 
-def _opening(
-    params: Params,
-    paths: Paths,
-    at: Commit,
-    machine: Machine,
-    splits: Mapping[str, Split],
-    data: Mapping[str, str],
-    key: str,
-) -> dict[str, Any]:
-    """What a run says of itself from its first moment."""
-    files = {name: (f"data/processed/{name}.safetensors", md5) for name, md5 in data.items()}
-    tags = {
-        **lineage.tags(paths.root, at),
-        "dataset": splits["train"].facts.dataset,
+def _tags(params: Params, machine: Machine, training: Split) -> dict[str, str]:
+    """What a run says of its machine from its first moment."""
+    return {
+        "dataset": training.facts.dataset,
         "device": machine.description,
         "precision": str(machine.precision).removeprefix("torch."),
         "kernels": machine.kernels,
         "threads": str(machine.threads),
         "deterministic": str(params.train.deterministic).lower(),
-        "mlflow.note.content": lineage.how_to_get(paths.root, at, files),
-        **{f"dvc.data.{name}": md5 for name, md5 in data.items()},
-    }
-    datasets = {
-        name: {
-            "name": f"{split.facts.dataset}-{name}",
-            "digest": data[name],
-            "path": files[name][0],
-            "images": len(split),
-        }
-        for name, split in splits.items()
-        if len(split)
-    }
-    sections = ("download", "preprocess", "train")
-    return {
-        "experiment": params.tracking.experiment,
-        "name": lineage.run_name(key),
-        "params": params.flat(*sections),
-        "tags": tags,
-        "datasets": datasets,
     }

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from digits.errors import DataError
-from digits.files import CHUNK_BYTES, unreadable
+from splice.files import CHUNK_BYTES, unreadable
 
 MAX_BYTES = 1 << 31
 UNSIGNED_BYTE = 0x08

@@ -7,15 +7,14 @@ import torch
 
 from digits import figures, processed, stage, tables
 from digits.errors import DataError, DeviceError
-from digits.files import write_json
 from digits.history import History
 from digits.params import Params
 from digits.processed import Split
 from digits.project import Paths
-from digits.results import identity
 from digits.scores import class_scores, confusion, scores, worst_mistakes
 from digits.training import Images, choose_device, evaluate, is_out_of_memory
 from digits.weights import load_net
+from splice.files import write_json
 
 
 def judge(params: Params, paths: Paths) -> None:
@@ -73,7 +72,6 @@ def _write(
             for i, name in enumerate(names)
         },
     )
-    write_json(paths.reports / "evaluation.json", identity(params, paths))
     tables.write(
         paths.reports / "confusion.csv",
         ("actual", "predicted"),

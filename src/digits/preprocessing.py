@@ -9,11 +9,11 @@ import numpy.typing as npt
 from digits import datasets, formats, processed, stage
 from digits.datasets import Dataset
 from digits.errors import DataError
-from digits.files import read_json, write_json
 from digits.params import Preprocess
 from digits.processed import SIDE, Facts, PixelFacts, Split
 from digits.project import Paths
 from digits.splitting import count_shared, keep_in_place, pixel_statistics, stratified
+from splice.files import read_json, write_json
 
 Bytes = npt.NDArray[np.uint8]
 

@@ -1,7 +1,7 @@
 """The processed splits: what a file of data/processed holds, and how it is read and written."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from digits import tensorfile
 from digits.errors import DataError
+from splice import Data
 
 SIDE = 28
 
@@ -77,6 +78,17 @@ def read(path: Path) -> Split:
     if len(labels) and labels.max() >= len(facts.classes):
         raise _not_a_split(path, f"label {labels.max()} with {len(facts.classes)} classes")
     return Split(images, labels, facts)
+
+
+def data(name: str, dataset: str, md5: str, images: Sequence[int]) -> Data:
+    """How MLflow lists a split, by the shape of its images."""
+    path = f"data/processed/{name}.safetensors"
+    return Data(path, f"{dataset}-{name}", md5, arrays(images))
+
+
+def arrays(images: Sequence[int]) -> dict[str, tuple[str, Sequence[int]]]:
+    """What a split holds, by the shape of its images."""
+    return {"features": ("uint8", images), "targets": ("uint8", images[:1])}
 
 
 def _facts(description: Mapping[str, Any], path: Path) -> Facts:

@@ -1,8 +1,10 @@
 """Where things are: every path starts at the project's root, never at the current folder."""
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
+
+from splice import Config, Join
+from splice.config import main_checkout
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -61,8 +63,7 @@ class Paths:
 class State:
     """What outlives a stage and is nobody's output: below the main checkout, never in a clone.
 
-    DVC runs queued experiments in temporary clones and names the parent checkout in DVC_ROOT,
-    so checkpoints, partial downloads and unsent tracking data of an experiment survive its clone.
+    So checkpoints and partial downloads of an experiment survive the clone that DVC ran it in.
     """
 
     root: Path
@@ -77,11 +78,6 @@ class State:
         """Files that arrived in part."""
         return self.root / ".digits" / "downloads"
 
-    @property
-    def outbox(self) -> Path:
-        """What MLflow has not been told yet."""
-        return self.root / ".digits" / "outbox"
-
 
 def paths() -> Paths:
     """The files of the checkout that this code belongs to."""
@@ -90,4 +86,13 @@ def paths() -> Paths:
 
 def state() -> State:
     """The state of the main checkout, also from inside a temporary clone of it."""
-    return State(Path(os.environ.get("DVC_ROOT") or ROOT).resolve())
+    return State(main_checkout(ROOT))
+
+
+def join(root: Path = ROOT) -> Join:
+    """What is handed over to MLflow.
+
+    Raises:
+        UserError: pyproject.toml or params.yaml says of it what can't be.
+    """
+    return Join(Config.read(root))

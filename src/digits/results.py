@@ -1,87 +1,81 @@
-"""What lies in models/ and reports/, as an entry for the outbox, and whether MLflow knows it.
+"""What lies in models/ and reports/, and what a registered model is measured at, as evaluations.
 
-All of it comes from files, so it makes no difference whether the stages ran here or DVC
+All of the former comes from files, so it makes no difference whether the stages ran here or DVC
 restored their results.
 """
 
-import hashlib
-import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from digits import lineage, processed, tensorfile
+import numpy as np
+
+from digits import processed, tensorfile
 from digits.errors import DataError
-from digits.files import md5, read_json
-from digits.params import Params
-from digits.project import Paths, State
-from digits.tracking import outbox
+from digits.history import History
+from digits.params import load
+from digits.processed import Split, arrays
+from digits.project import Paths, join
+from digits.scores import DECIMALS, class_scores, confusion, scores
+from splice import Evaluation, Trained
+from splice.files import read_json
 
 FIGURES = ("loss.png", "confusion.png", "mistakes.png")
+BATCH = 1000  # images that a registered model is asked about at once
 
 
-def identity(params: Params, paths: Paths) -> dict[str, Any]:
-    """What was judged, on what, and how: two evaluations that agree in it are the same one."""
-    how = {name: getattr(params.evaluate, name) for name in ("calibration_bins",)}
-    return {"model": md5(paths.model), "test": md5(paths.split("test")), "how": how}
-
-
-def is_told(paths: Paths, box: Path) -> bool:
-    """Whether the store, as it is configured now, was told of these results already."""
-    told = outbox.told(box)
-    return _digest(read_json(paths.reports / "evaluation.json")) in told
-
-
-def put(params: Params, paths: Paths, state: State) -> Path:
-    """Put the results into the outbox; give the entry's folder.
+def results(root: Path) -> Evaluation:
+    """The evaluation that lies in models/ and reports/.
 
     Raises:
         DataError: a file is missing, or the reports are of another model or test split.
     """
-    same = identity(params, paths)
-    if read_json(paths.reports / "evaluation.json") != same:
+    paths = Paths(root)
+    if read_json(paths.reports / "evaluation.json") != join(root).identity():
         raise DataError(
             f"{paths.reports} was not written for this model, test split and parameters; "
             "run `dvc repro`"
         )
-    _, description = tensorfile.read(paths.model)
-    if not {"data", "dataset", "images", "params"} <= set(description):
-        raise DataError(
-            f"{paths.model} doesn't say what it was made from; delete it and run `dvc repro`"
-        )
     test = processed.read(paths.split("test"))
-    files = _artifacts(paths)
-    carried = {
-        "net.safetensors": paths.model,
-        "history/steps.csv": paths.steps,
-        "history/epochs.csv": paths.epochs,
-    }
-    registry = params.section("registry") | {"bins": params.evaluate.calibration_bins}
-    if params.registry.promote == "auto":
-        carried["test.safetensors"] = paths.split("test")
-    digest = _digest(same)
-    document = {
-        "model": same["model"],
-        "identity": digest,
-        "time": outbox.now(),
-        "experiment": params.tracking.experiment,
-        "registry": registry,
-        "scores": _flat_scores(paths),
-        "params": params.flat("evaluate"),
-        "files": sorted(files),
-        "example": test.images[:2].reshape(2, -1).tolist(),
-        "dataset": {
-            "name": f"{test.facts.dataset}-test",
-            "digest": same["test"],
-            "path": "data/processed/test.safetensors",
-            "images": len(test),
-        },
-        **_lineage(paths, same, description),
-    }
-    return outbox.put_evaluation(state.outbox, digest, document, files | carried)
+    return Evaluation(
+        metrics=_metrics(paths),
+        params=load(paths.params).flat("evaluate"),
+        files=_artifacts(paths),
+        dataset=f"{test.facts.dataset}-test",
+        arrays=arrays(test.images.shape),
+        example=test.images[:2].tolist(),
+        trained=_trained(paths, test),
+    )
 
 
-def _digest(same: Any) -> str:
-    return hashlib.sha256(json.dumps(same, sort_keys=True).encode()).hexdigest()
+def measure(predict: Callable[[Any], Any], test: Path, settings: Mapping[str, Any]) -> Evaluation:
+    """The evaluation of a model that is there as a function of images alone.
+
+    Args:
+        predict: uint8 images `[N, 1, 28, 28]` to log-probabilities `[N, classes]`.
+        test: a processed split.
+        settings: `evaluate.calibration_bins`.
+
+    Raises:
+        DataError: the split is missing or damaged, or has other classes than the model.
+    """
+    split = processed.read(test)
+    names = split.facts.classes
+    batches = range(0, len(split), BATCH)
+    output = np.concatenate([predict(split.images[i : i + BATCH]) for i in batches]).astype(float)
+    if output.shape != (len(split), len(names)):
+        raise DataError(f"the model doesn't know the classes of {test}; train it again")
+    values = scores(output, split.labels, settings["evaluate.calibration_bins"])
+    columns = class_scores(confusion(split.labels, output.argmax(1), len(names)))
+    of_class = {
+        label: {name: round(float(column[i]), DECIMALS) for name, column in columns.items()}
+        for i, label in enumerate(names)
+    }
+    return Evaluation(
+        metrics=_flat(values, of_class),
+        dataset=f"{split.facts.dataset}-test",
+        arrays=arrays(split.images.shape),
+    )
 
 
 def _artifacts(paths: Paths) -> dict[str, Path]:
@@ -91,13 +85,10 @@ def _artifacts(paths: Paths) -> dict[str, Path]:
     return reports | figures
 
 
-def _flat_scores(paths: Paths) -> dict[str, float]:
+def _metrics(paths: Paths) -> dict[str, float]:
     try:
         test = read_json(paths.reports / "metrics.json")["test"]
-        flat = {f"test/{name}": float(value) for name, value in test.items()}
-        for label, values in read_json(paths.reports / "classes.json").items():
-            flat |= {f"test/{name}/{label}": float(value) for name, value in values.items()}
-        return flat
+        return _flat(test, read_json(paths.reports / "classes.json"))
     except (LookupError, AttributeError, TypeError, ValueError) as error:
         raise DataError(
             f"{paths.reports}/metrics.json or classes.json holds no such numbers as evaluate "
@@ -105,35 +96,29 @@ def _flat_scores(paths: Paths) -> dict[str, float]:
         ) from error
 
 
-def _lineage(paths: Paths, same: dict[str, Any], description: dict[str, Any]) -> dict[str, Any]:
-    """Tags of the evaluation; and name, tags, parameters and data of a run made for the model."""
-    at = lineage.commit(paths.root)
-    data = description["data"]
-    where = {
-        "model": ("models/net.safetensors", same["model"]),
-        **{name: (f"data/processed/{name}.safetensors", hash_) for name, hash_ in data.items()},
-        "test": ("data/processed/test.safetensors", same["test"]),
-    }
-    note = lineage.how_to_get(paths.root, at, where)
-    restored = {
-        "name": lineage.run_name(same["model"]).replace("train-", "restored-"),
-        "tags": {
-            **lineage.tags(paths.root, at),
-            "dataset": description["dataset"],
-            **{f"dvc.data.{name}": hash_ for name, hash_ in data.items()},
-            "mlflow.note.content": "Restored by DVC, not trained here.\n\n" + note,
+def _flat(
+    values: Mapping[str, float], of_class: Mapping[str, Mapping[str, float]]
+) -> dict[str, float]:
+    flat = {f"test/{name}": float(value) for name, value in values.items()}
+    for label, columns in of_class.items():
+        flat |= {f"test/{name}/{label}": float(value) for name, value in columns.items()}
+    return flat
+
+
+def _trained(paths: Paths, test: Split) -> Trained:
+    """What the model file and the history beside it say of the training."""
+    _, description = tensorfile.read(paths.model)
+    if not {"data", "dataset", "images", "params"} <= set(description):
+        raise DataError(
+            f"{paths.model} doesn't say what it was made from; delete it and run `dvc repro`"
+        )
+    dataset, counts = description["dataset"], description["images"]
+    return Trained(
+        params=description["params"],
+        data={
+            name: processed.data(name, dataset, md5, (counts[name], *test.images.shape[1:]))
+            for name, md5 in description["data"].items()
         },
-        "params": description["params"],
-        "datasets": {
-            name: {
-                "name": f"{description['dataset']}-{name}",
-                "digest": hash_,
-                "path": where[name][0],
-                "images": description["images"][name],
-            }
-            for name, hash_ in data.items()
-            if description["images"][name]
-        },
-    }
-    tags = {"dvc.data.test": same["test"], "git.commit.evaluated": at.id}
-    return {"tags": tags, "restored": restored}
+        points=History.read(paths.steps, paths.epochs).metrics(),
+        tags={"dataset": dataset},
+    )

@@ -1,23 +1,22 @@
 """How every stage runs: a user's error is one line and an exit code, never a traceback."""
 
 import os
-import signal
 import sys
 from collections.abc import Callable
-from types import FrameType
 from typing import TYPE_CHECKING
 
-from digits.errors import UserError
+import splice.errors
+from splice.errors import UserError
 
 if TYPE_CHECKING:
     from digits.params import Params
     from digits.project import Paths, State
+    from splice import Join
 
-EXIT_INTERRUPTED = 130
 PARENT = os.getppid()
 
 
-def begin() -> "tuple[Params, Paths, State]":
+def begin() -> "tuple[Params, Paths, State, Join]":
     """Read the parameters and wake the sender, which starts up while the stage does.
 
     Raises:
@@ -25,44 +24,30 @@ def begin() -> "tuple[Params, Paths, State]":
     """
     from digits import project
     from digits.params import load
-    from digits.tracking import outbox
 
-    params = load(project.paths().params)
-    if params.tracking.enabled:
-        outbox.start_sender(project.state().outbox)
-    return params, project.paths(), project.state()
+    params, join = load(project.paths().params), project.join()
+    join.wake()
+    return params, project.paths(), project.state(), join
 
 
 def run(name: str, main: Callable[[], None]) -> None:
     """Run a stage's main function and leave the process with its exit code."""
-    signal.signal(signal.SIGTERM, _as_interrupt)
+    splice.errors.run(name, lambda: _with_cures(name, main))
+
+
+def _with_cures(name: str, main: Callable[[], None]) -> None:
     try:
         main()
-    except UserError as error:
-        message = " ".join(str(error).split())
-        sys.exit(f"{name}: {message}")
-    except KeyboardInterrupt:
-        print(f"{name}: interrupted; the next `dvc repro` goes on from here", file=sys.stderr)
-        sys.exit(EXIT_INTERRUPTED)
     except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] == "digits":
+        if (error.name or "").partition(".")[0] in ("digits", "splice"):
             raise
-        sys.exit(
-            f"{name}: {sys.executable} has no package {error.name}; run `make setup`, "
+        raise UserError(
+            f"{sys.executable} has no package {error.name}; run `make setup`, "
             "then `source .venv/bin/activate`, or call `make repro`"
-        )
-    except MemoryError:
-        sys.exit(f"{name}: out of memory; close other programs{_or_lower(name)}, then run again")
-    except OSError as error:
-        where = f" {error.filename}" if error.filename else ""
-        sys.exit(
-            f"{name}: cannot read or write{where}: {error.strerror or error}; "
-            "make room or make it accessible, then run again"
-        )
-
-
-def _or_lower(name: str) -> str:
-    return f" or lower {name}.batch_size" if name in ("train", "evaluate") else ""
+        ) from error
+    except MemoryError as error:
+        lower = f" or lower {name}.batch_size" if name in ("train", "evaluate") else ""
+        raise UserError(f"out of memory; close other programs{lower}, then run again") from error
 
 
 def say(name: str, message: str) -> None:
@@ -74,7 +59,3 @@ def stop_if_orphaned() -> None:
     """Give way when the `dvc` that started this stage is gone: its next one must not meet us."""
     if os.getppid() != PARENT:
         raise KeyboardInterrupt
-
-
-def _as_interrupt(_signal: int, _frame: FrameType | None) -> None:
-    raise KeyboardInterrupt

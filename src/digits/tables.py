@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from digits.errors import DataError
-from digits.files import read_bytes, write_text
+from splice.files import read_bytes, write_text
 
 
 def write(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:

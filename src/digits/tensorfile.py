@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from digits.errors import DataError
-from digits.files import unreadable, written_whole
+from splice.files import unreadable, written_whole
 
 KEY = "digits"
 

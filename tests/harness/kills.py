@@ -32,9 +32,8 @@ import psutil  # noqa: E402
 import yaml  # noqa: E402
 
 from conftest import Project, environment, working_tree  # noqa: E402
-from digits import rwlock  # noqa: E402
-from digits.tracking import outbox  # noqa: E402
-from told import ONCE, told  # noqa: E402
+from delivered import ONCE, delivered  # noqa: E402
+from splice import outbox, rwlock  # noqa: E402
 
 PARAMS = {"train.epochs": 6, "train.threads": 2, "checkpoint.every_steps": 5}
 QUICK_COUNT = 8
@@ -62,7 +61,7 @@ def victim(target: str, dvc: subprocess.Popen[bytes], project: Project) -> int |
         if target == "sender":
             doing = outbox.sender(project.outbox)
             known = doing is not None and psutil.Process(doing.pid).cmdline()
-            return doing.pid if doing and known and str(project.outbox) in known else None
+            return doing.pid if doing and known and str(project.root) in known else None
         for child in psutil.Process(dvc.pid).children(recursive=True):
             if any(part.startswith("src/") for part in child.cmdline()):
                 return child.pid
@@ -117,7 +116,7 @@ def finish(project: Project, kills: Counter[str]) -> bool:
 
     for _ in range(ATTEMPTS):
         if came_through(project.dvc("repro", check=False)):
-            return came_through(project.digits("sync", "--wait", "100", check=False))
+            return came_through(project.splice("sync", "--wait", "100", check=False))
     return False
 
 
@@ -156,7 +155,7 @@ def main() -> int:
                     break
                 longest *= LATER
             finished = finish(project, kills)
-            found = told(project) if finished else None
+            found = delivered(project) if finished else None
             same = finished and hashes(project) == expected
             project.stop_sender()
             verdicts["finished"] += finished
@@ -186,7 +185,7 @@ def main() -> int:
         print(f"{kind:15} {verdicts[kind]} of {pipelines}")
     for kind in ("gaps", "doubled points"):
         print(f"{kind:15} {verdicts[kind]}")
-    print(f"{HALF_LOCKS:15} {half_locks}, cleared by what `digits unlock` does")
+    print(f"{HALF_LOCKS:15} {half_locks}, cleared by what `splice unlock` does")
     print(f"minutes         {(time.monotonic() - began) / 60:.1f}")
     all_good = all(verdicts[kind] == pipelines for kind in ("finished", "same hashes", "one run"))
     return 0 if all_good and not verdicts["gaps"] + verdicts["doubled points"] else 1

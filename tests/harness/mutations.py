@@ -32,7 +32,7 @@ from digits import checkpoints, formats, params, predicting, processed, tables, 
 from digits.errors import UserError  # noqa: E402
 from digits.net import Net  # noqa: E402
 from digits.processed import PixelFacts, Split  # noqa: E402
-from digits.tracking import outbox  # noqa: E402
+from splice import outbox  # noqa: E402
 
 Mutation = Callable[[random.Random, bytes], bytes]
 

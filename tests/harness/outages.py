@@ -60,7 +60,7 @@ def _run(folder: Path, count: int, chance: random.Random) -> int:
         try:
             _break(proxy, server, _Trainings(project), count, chance)
             print("all outages are over; delivering the rest", flush=True)
-            project.digits("sync", "--wait", "60", timeout=DELIVERY_SECONDS)
+            project.splice("sync", "--wait", "60", timeout=DELIVERY_SECONDS)
         finally:
             project.stop_sender()
         return _report(MlflowClient(server.uri), journals, count)

@@ -14,9 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
-from digits.files import write_json
-from digits.tracking import outbox
-from digits.tracking.failures import Unreachable
+from splice import outbox
+from splice.config import Config
+from splice.errors import Unreachable
+from splice.files import write_json
 
 LOCK_TRIES = 5
 IDLE_SECONDS = 15.0
@@ -43,16 +44,16 @@ class Status:
         write_json(self.folder / ".sender.json", doing._asdict())
 
 
-def main(folder: Path) -> None:
+def main(config: Config) -> None:
     """Deliver until there is nothing left to do."""
-    lock = (folder / ".sender.lock").open("a")
+    lock = (config.box / ".sender.lock").open("a")
     if not _taken(lock):
         return
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     _give_way()
-    status = Status(folder)
+    status = Status(config.box)
     status.say("starting", "")
-    _deliver_until_idle(folder, status)
+    _deliver_until_idle(config, status)
 
 
 def _taken(lock: IO[str]) -> bool:
@@ -73,12 +74,12 @@ def _give_way() -> None:
         os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
 
 
-def _deliver_until_idle(folder: Path, status: Status) -> None:
-    from digits.tracking.delivery import deliver_all, warm_up  # takes seconds: after the lock
-    from digits.tracking.store import connect
+def _deliver_until_idle(config: Config, status: Status) -> None:
+    from splice.delivery import deliver_all, warm_up  # takes seconds: after the lock
+    from splice.mlflow_store import connect
 
-    store = None
-    warming = threading.Thread(target=warm_up, daemon=True)
+    folder, store = config.box, None
+    warming = threading.Thread(target=warm_up, args=(config,), daemon=True)
     failures, last_good, last_needed = 0, time.monotonic(), time.monotonic()
     while time.monotonic() - last_needed < IDLE_SECONDS:
         someone_writes = any(map(outbox.is_open, outbox.entries(folder)))
@@ -86,8 +87,8 @@ def _deliver_until_idle(folder: Path, status: Status) -> None:
         try:
             if store is None:
                 status.say("connecting", "")
-                store = connect(folder.parents[1])
-            deliver_all(store, folder, status.say)
+                store = connect(config)
+            deliver_all(store, config, status.say)
             failures, last_good = 0, time.monotonic()
             status.say("idle", "")
         except Unreachable as error:
@@ -103,4 +104,4 @@ def _deliver_until_idle(folder: Path, status: Status) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Config.read(Path(sys.argv[1])))

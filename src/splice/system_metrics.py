@@ -1,12 +1,13 @@
 """The machine's load while a training runs, under the names of MLflow's system metrics."""
 
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import psutil
 
-from digits.tracking.outbox import Point, Training
+from splice.outbox import Point, Training
 
 SECONDS = 2.0
 MEGABYTE = 1e6
@@ -46,9 +47,8 @@ def load(step: int) -> list[Point]:
 
 
 def _gpu_load() -> dict[str, float]:
-    import torch
-
-    if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_initialized():
         return {}
     values: dict[str, float] = {}
     for index in range(torch.cuda.device_count()):

@@ -9,8 +9,8 @@ import torch
 
 from conftest import Project
 from digits import processed
-from digits.files import md5
 from digits.weights import load_net
+from splice.files import md5
 
 IN_A_FRESH_PROCESS = """
 import json, sys

@@ -1,19 +1,17 @@
-"""What MLflow is still to be told, on disk.
+"""What is still to be delivered to MLflow, on disk.
 
 A stage never talks to a tracking server. It writes an *entry*: a folder with a journal (one
 JSON record a line) and the files it names. Another process, the sender, delivers the entries
 in order, remembers in `sent.json` how far it got, and deletes what is done. So a server that
 is slow, broken or away costs a stage nothing, and what was written is delivered exactly once.
+Nothing here imports more than Python's own library.
 """
 
-import contextlib
 import fcntl
-import hashlib
 import json
 import os
 import shutil
 import signal
-import sqlite3
 import subprocess
 import sys
 import threading
@@ -23,12 +21,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, NamedTuple, Self
 
-from digits.errors import DataError, UserError
-from digits.files import sync, write_json, written_whole
+from splice.config import Config
+from splice.errors import DataError, UserError
+from splice.files import digest, sync, write_json, written_whole
 
 Point = tuple[str, float, int]  # key, value, step
 
-JOURNAL, FILES, SENT = "journal.jsonl", "files", "sent.json"
+JOURNAL, FILES, SENT, DELIVERED = "journal.jsonl", "files", "sent.json", ".delivered"
 RESTART_SECONDS = (1.0, 6.0, 6.0, 6.0)  # how long a sender may take to come up
 HANG_SECONDS = 20.0  # beyond the sender's own time-outs: it is stuck
 ENVIRONMENT = ("MLFLOW_", "AWS_", "GOOGLE_", "AZURE_", "DATABRICKS_")
@@ -88,8 +87,8 @@ class Training:
         files: Mapping[str, Path],
         tags: Mapping[str, str],
     ) -> None:
-        """Hand over the finished model file, example images, files by artifact path, and tags."""
-        for name, source in {"net.safetensors": path, **files}.items():
+        """Hand over the finished model file, example inputs, files by artifact path, and tags."""
+        for name, source in {path.name: path, **files}.items():
             _copy(source, self.folder / FILES / name)
         sync(self.folder / FILES)
         record = {"md5": md5, "example": example, "files": sorted(files), "tags": {**tags}}
@@ -126,7 +125,7 @@ def put_evaluation(
 
     Args:
         outbox: the outbox.
-        identity: hash of what was judged, on what, and how; an entry of the same identity that
+        identity: hash of what was evaluated, on what, and how; an entry of the same identity that
             still waits is left as it is.
         document: what the sender needs to know.
         files: copied into the entry, by artifact path.
@@ -158,7 +157,7 @@ def records(folder: Path, offset: int = 0) -> Iterator[tuple[dict[str, Any], int
         except ValueError as error:
             raise DataError(
                 f"{folder / JOURNAL} is damaged at byte {offset} ({error}); "
-                f"delete {folder}, then `digits sync` tells what the results say"
+                f"delete {folder}, then `splice sync` delivers what the results say"
             ) from error
         offset += len(line) + 1
         yield record, offset
@@ -223,23 +222,23 @@ class Doing(NamedTuple):
     environment: str
 
 
-def start_sender(outbox: Path) -> None:
-    """Have a sender run for this outbox: in the background, at low priority, never in the way.
+def start_sender(config: Config) -> None:
+    """Have a sender run for a project's outbox: in the background, never in the way.
 
     It has no terminal and its own process group, so Ctrl-C and a closed pipe don't reach it;
     it ends by itself when nothing is left to send.
     """
-    outbox.mkdir(parents=True, exist_ok=True)
-    if is_locked(outbox / ".sender.lock"):
-        doing = sender(outbox)
+    config.box.mkdir(parents=True, exist_ok=True)
+    if is_locked(config.box / ".sender.lock"):
+        doing = sender(config.box)
         if doing is None or doing.environment == environment():
             return
-        _stop(doing.pid, outbox)
-    source = str(Path(__file__).resolve().parents[2])
-    with (outbox / ".sender.log").open("ab") as log:
+        _stop(doing.pid, config.box)
+    source = str(Path(__file__).resolve().parents[1])
+    with (config.box / ".sender.log").open("ab") as log:
         subprocess.Popen(
-            [sys.executable, "-m", "digits.tracking.sender", str(outbox)],
-            cwd=outbox.parents[1],
+            [sys.executable, "-m", "splice.sender", str(config.root)],
+            cwd=config.home,
             env={**os.environ, "PYTHONPATH": os.pathsep.join([source, *_python_path()])},
             stdin=subprocess.DEVNULL,
             stdout=log,
@@ -260,12 +259,13 @@ def sender(outbox: Path) -> Doing | None:
         return None
 
 
-def wait(outbox: Path, patience: float) -> str:
+def wait(config: Config, patience: float) -> str:
     """Wait until everything is delivered; give '' or, in a few words, why it is not.
 
     Waits as long as the sender gets on. A server that fails or doesn't answer is given
     `patience` seconds.
     """
+    outbox = config.box
     moved = time.monotonic()
     restart = moved + RESTART_SECONDS[0]
     left: dict[str, int] = {}
@@ -277,7 +277,7 @@ def wait(outbox: Path, patience: float) -> str:
         if doing is None and time.monotonic() > restart:
             if restarts == len(RESTART_SECONDS):
                 return f"the sender does not run; see {outbox / '.sender.log'}"
-            start_sender(outbox)
+            start_sender(config)
             restart = time.monotonic() + RESTART_SECONDS[restarts]
             restarts += 1
         elif doing is not None:
@@ -287,23 +287,23 @@ def wait(outbox: Path, patience: float) -> str:
         if stuck > patience + (0 if failure else HANG_SECONDS):
             return failure or f"no answer for {stuck:.0f} s"
         time.sleep(0.02)
-    return next(map(refusal, filter(refusal, entries(outbox))), "")
+    return next(filter(None, map(rejection, entries(outbox))), "")
 
 
-def refusal(folder: Path) -> str:
-    """Why the store refused an entry; empty if it didn't."""
-    return str(sent(folder).get("refused", ""))
+def rejection(folder: Path) -> str:
+    """Why the store rejected an entry; empty if it didn't."""
+    return str(sent(folder).get("rejected", ""))
 
 
-def forgive(outbox: Path) -> None:
-    """Have the refused entries tried again."""
-    for folder in filter(refusal, entries(outbox)):
-        write_json(folder / SENT, {**sent(folder), "refused": ""})
+def retry_rejected(outbox: Path) -> None:
+    """Have the rejected entries tried again."""
+    for folder in filter(rejection, entries(outbox)):
+        write_json(folder / SENT, {**sent(folder), "rejected": ""})
 
 
 def deliverable(outbox: Path) -> list[Path]:
-    """The pending entries that the store hasn't refused."""
-    return [folder for folder in pending(outbox) if not refusal(folder)]
+    """The pending entries that the store hasn't rejected."""
+    return [folder for folder in pending(outbox) if not rejection(folder)]
 
 
 def pending(outbox: Path) -> list[Path]:
@@ -311,36 +311,20 @@ def pending(outbox: Path) -> list[Path]:
     return [folder for folder in entries(outbox) if unsent(folder)]
 
 
-def told(outbox: Path) -> set[str]:
-    """The identities of the evaluations that were delivered to the store configured now."""
+def delivered(outbox: Path, store: str) -> set[str]:
+    """The identities of the evaluations that were delivered to a store, by its `store_id`."""
     try:
-        lines = (outbox / ".told").read_text(encoding="utf-8").split()
+        lines = (outbox / DELIVERED).read_text(encoding="utf-8").split()
     except OSError:
         return set()
-    here = f"@{_store_here(outbox)}"
+    here = f"@{store}"
     return {line.removesuffix(here) for line in lines if line.endswith(here)}
 
 
-def note_told(outbox: Path, identity: str) -> None:
-    """Remember that an evaluation was delivered to the store configured now."""
-    with (outbox / ".told").open("a", encoding="utf-8") as file:
-        file.write(f"{identity}@{_store_here(outbox)}\n")
-
-
-def _store_here(outbox: Path) -> str:
-    """Which store the environment names; a new sqlite file at the old place is another one."""
-    uri = os.environ.get("MLFLOW_TRACKING_URI") or _made(outbox.parents[1] / "mlflow.db")
-    return hashlib.sha256(uri.encode()).hexdigest()[:16]
-
-
-def _made(database: Path) -> str:
-    """When MLflow made its first experiment in this sqlite file, which tells it from others."""
-    query = "SELECT creation_time FROM experiments WHERE experiment_id = 0"
-    try:
-        with contextlib.closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as opened:
-            return f"sqlite {opened.execute(query).fetchone()}"
-    except sqlite3.Error:
-        return "sqlite, not made yet"
+def note_delivered(outbox: Path, store: str, identity: str) -> None:
+    """Remember that an evaluation was delivered to a store."""
+    with (outbox / DELIVERED).open("a", encoding="utf-8") as file:
+        file.write(f"{identity}@{store}\n")
 
 
 def unsent(folder: Path) -> int:
@@ -362,8 +346,8 @@ def sent(folder: Path) -> dict[str, Any]:
 
 def environment() -> str:
     """A fingerprint of what decides where the sender delivers; reveals nothing of it."""
-    told = sorted(item for item in os.environ.items() if item[0].startswith(ENVIRONMENT))
-    return hashlib.sha256(repr(told).encode()).hexdigest()[:16]
+    deciding = {key: value for key, value in os.environ.items() if key.startswith(ENVIRONMENT)}
+    return digest(deciding)[:16]
 
 
 def is_locked(path: Path) -> bool:
@@ -383,7 +367,7 @@ def _stop(pid: int, outbox: Path) -> None:
 
     try:
         process = psutil.Process(pid)
-        if "digits.tracking.sender" not in process.cmdline():
+        if "splice.sender" not in process.cmdline():
             return  # the file is of an earlier sender, and its number is another's now
         process.send_signal(signal.SIGTERM)
     except psutil.Error:
@@ -443,7 +427,7 @@ def _locked(path: Path) -> IO[str]:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        print("train: the same training runs already; waiting for it to end", file=sys.stderr)
+        print("splice: the same training runs already; waiting for it to end", file=sys.stderr)
         fcntl.flock(file, fcntl.LOCK_EX)
     return file
 

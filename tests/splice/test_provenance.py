@@ -7,8 +7,8 @@ import pytest
 from mlflow.entities import Run
 
 from conftest import Project
-from digits import lineage
-from digits.files import md5
+from splice import provenance
+from splice.files import md5
 
 
 def run_of_model(project: Project) -> Run:
@@ -54,7 +54,7 @@ def test_an_experiment_is_named_and_its_quoted_command_brings_its_model(
     finished.dvc(
         "exp", "run", "--temp", "--name", "wide", "-S", "train.seed=41", "-S", "train.epochs=1"
     )
-    finished.digits("sync", "--wait", "60")
+    finished.splice("sync", "--wait", "60")
     (run,) = finished.store().tagged({"dvc.experiment": "wide"})
     assert run.data.tags["dvc.baseline"] == finished.git("rev-parse", "HEAD")
     assert "experiment `wide`" in run.data.tags["mlflow.note.content"]
@@ -62,18 +62,18 @@ def test_an_experiment_is_named_and_its_quoted_command_brings_its_model(
     command = commands(run)["models/net.safetensors"]
     finished.run("sh", "-c", f"{command} --out {target}")
     assert md5(target) == run.data.tags["dvc.model"]
-    assert run.info.run_id in finished.digits("find", "wide").stdout
-    assert run.info.run_id in finished.digits("find", str(target)).stdout
+    assert run.info.run_id in finished.splice("find", "wide").stdout
+    assert run.info.run_id in finished.splice("find", str(target)).stdout
 
 
 def test_find_leads_from_a_file_a_hash_and_any_commit_to_the_run(finished: Project) -> None:
     run = run_of_model(finished)
     trained_at, committed_at = finished.git("rev-parse", "HEAD~1", "HEAD").split()
     for what in (str(finished.model), md5(finished.model), trained_at, committed_at[:10], "main"):
-        found = finished.digits("find", what).stdout
+        found = finished.splice("find", what).stdout
         assert run.info.run_id in found
-        assert "test accuracy" in found
-    done = finished.digits("find", "no-such-thing", check=False)
+        assert "test/accuracy" in found
+    done = finished.splice("find", "no-such-thing", check=False)
     assert done.returncode == 1
     assert "no run of no-such-thing" in done.stdout
 
@@ -98,7 +98,7 @@ def test_new_files_of_the_code_are_in_the_difference_and_others_are_not(bare: Pr
     (bare.root / "src" / "digits" / "wider.py").write_text("WIDTH = 7\n")
     (bare.root / "passwords.txt").write_text("hunter22\n")
     before = bare.git("status", "--porcelain")
-    at = lineage.commit(bare.root)
+    at = provenance.commit(bare.root, ["src"])
     assert at.dirty == "true"
     assert "+WIDTH = 7" in at.diff
     assert "hunter22" not in at.diff
@@ -108,30 +108,29 @@ def test_new_files_of_the_code_are_in_the_difference_and_others_are_not(bare: Pr
 def test_a_difference_beyond_all_measure_is_cut_and_says_so(
     bare: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lineage, "LONGEST_DIFF", 300)
+    monkeypatch.setattr(provenance, "LONGEST_DIFF", 300)
     (bare.root / "src" / "table.py").write_text("ROW = 1\n" * 1000)
-    diff = lineage.commit(bare.root).diff
+    diff = provenance.commit(bare.root, ["src"]).diff
     assert "... cut off:" in diff.splitlines()[-1]
     assert len(diff) < 400
 
 
 def test_without_git_everything_is_unknown(tmp_path: Path) -> None:
-    at = lineage.commit(tmp_path)
+    at = provenance.commit(tmp_path, ["src"])
     assert (at.id, at.branch, at.dirty) == ("unknown", "unknown", "unknown")
-    assert "dvc get . a.bin" in lineage.how_to_get(tmp_path, at, {"model": ("a.bin", "0" * 32)})
+    assert "dvc get . a.bin" in provenance.how_to_get(tmp_path, at, {"model": ("a.bin", "0" * 32)})
 
 
 def test_the_name_of_a_run_is_the_experiments(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("DVC_EXP_NAME", raising=False)
-    assert lineage.run_name("0123456789abcdef") == "train-01234567"
+    assert provenance.run_name("0123456789abcdef") == "train-01234567"
     monkeypatch.setenv("DVC_EXP_NAME", "full-moon")
-    assert lineage.run_name("0123456789abcdef") == "full-moon"
+    assert provenance.run_name("0123456789abcdef") == "full-moon"
 
 
 def test_the_remotes_credentials_are_in_no_description(bare: Project) -> None:
     bare.git("remote", "add", "origin", "https://someone:hunter22@example.org/digits.git")
-    text = lineage.how_to_get(
-        bare.root, lineage.commit(bare.root), {"model": ("models/net.safetensors", "0" * 32)}
-    )
+    at = provenance.commit(bare.root, ["src"])
+    text = provenance.how_to_get(bare.root, at, {"model": ("models/net.safetensors", "0" * 32)})
     assert "https://example.org/digits.git" in text
     assert "hunter22" not in text

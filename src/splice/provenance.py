@@ -5,15 +5,16 @@ import os
 import re
 import shutil
 import subprocess
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
-from digits.tracking.redact import redact
+from splice.redact import redact
 
 UNKNOWN = "unknown"
-CODE = "src"
+TEST = "test"  # the data of evaluations, beside that of trainings
 LONGEST_DIFF = 10_000_000  # characters
 OUTPUTS = ("dvc.lock",)  # changes when the pipeline runs: no sign of a dirty tree
 
@@ -31,16 +32,21 @@ class Commit(NamedTuple):
         return UNKNOWN if self.id == UNKNOWN else str(bool(self.diff)).lower()
 
 
-def commit(root: Path) -> Commit:
-    """What git says of a checkout; unknown where there is no git or no commit."""
+def commit(root: Path, code: Sequence[str]) -> Commit:
+    """What git says of a checkout; unknown where there is no git or no commit.
+
+    Args:
+        root: of the checkout.
+        code: folders whose new files belong to the difference, from the root.
+    """
     identity = _git(root, "rev-parse", "HEAD")
     if identity is None:
         return Commit(UNKNOWN, UNKNOWN, "")
     branch = _git(root, "symbolic-ref", "--short", "-q", "HEAD") or "detached"
-    return Commit(identity, branch, redact(_difference(root)))
+    return Commit(identity, branch, redact(_difference(root, code)))
 
 
-def _difference(root: Path) -> str:
+def _difference(root: Path, code: Sequence[str]) -> str:
     """The diff from the commit; of the files that git doesn't know yet, those of the code.
 
     Others may hold what nobody wants on a server. They are added to a copy of git's index.
@@ -50,7 +56,8 @@ def _difference(root: Path) -> str:
         index = Path(folder, "index")
         with suppress(OSError):
             shutil.copy(root / (_git(root, "rev-parse", "--git-path", "index") or ""), index)
-        _git(root, "add", "--intent-to-add", "--", CODE, index=index)
+        for folder in code:
+            _git(root, "add", "--intent-to-add", "--", folder, index=index)
         diff = _git(root, "diff", "HEAD", "--", ".", *everything_else, index=index) or ""
     if len(diff) <= LONGEST_DIFF:
         return diff
@@ -79,7 +86,7 @@ def run_name(identity: str) -> str:
     return os.environ.get("DVC_EXP_NAME") or f"train-{identity[:8]}"
 
 
-def how_to_get(root: Path, at: Commit, paths: dict[str, tuple[str, str]]) -> str:
+def how_to_get(root: Path, at: Commit, paths: Mapping[str, tuple[str, str]]) -> str:
     """Markdown for a run's description: commit, experiment, data and model, and how to get each.
 
     A result is committed after its run has begun, so where the commit doesn't hold a hash yet,
@@ -102,13 +109,13 @@ def how_to_get(root: Path, at: Commit, paths: dict[str, tuple[str, str]]) -> str
     return f"Commit `{at.id}` on `{at.branch}`{experiment}{dirty}.\n\n{rows}"
 
 
-def model_at(root: Path, revision: str) -> tuple[str, str] | None:
-    """The commit that a revision names, and the hash of the model in its dvc.lock or ''."""
+def hash_at(root: Path, revision: str, path: str) -> tuple[str, str] | None:
+    """The commit that a revision names, and the hash of a file in its dvc.lock or ''."""
     identity = _git(root, "rev-parse", "--verify", "--quiet", f"{revision}^{{commit}}")
     if not identity:
         return None
     lock = _git(root, "show", f"{identity}:dvc.lock") or ""
-    found = re.search(r"path: models/net\.safetensors\n\s+hash: md5\n\s+md5: (\w+)", lock)
+    found = re.search(rf"path: {re.escape(path)}\n\s+hash: md5\n\s+md5: (\w+)", lock)
     return identity, found.group(1) if found else ""
 
 

@@ -7,8 +7,8 @@ from mlflow.entities import Run
 
 from conftest import Project
 from digits import processed
-from digits.files import md5
 from digits.processed import Split
+from splice.files import md5
 
 
 def own_run(project: Project) -> Run:
@@ -82,10 +82,10 @@ def test_a_forced_training_that_gives_the_same_bytes_leaves_one_run_that_says_re
     first = own_run(finished)
     before = md5(finished.model)
     finished.dvc("repro", "--force", "--single-item", "train")
-    finished.digits("sync", "--wait", "60")
+    finished.splice("sync", "--wait", "60")
     assert md5(finished.model) == before
 
-    (run,) = finished.store().runs(origin="trained")
+    (run,) = finished.store().tagged({"origin": "trained"})
     assert run.info.run_id == first.info.run_id
     assert run.data.metrics == first.data.metrics
     assert [name for name in run.data.tags if name.startswith("reproduced.")]

@@ -9,15 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from digits.files import sync, write_json
-from digits.history import History
-from digits.tracking import outbox
-from digits.tracking.failures import Refused
-from digits.tracking.outbox import FILES, JOURNAL, SENT
-from digits.tracking.registry import Rule, promote
-from digits.tracking.store import (
+from splice import outbox
+from splice.config import Config, Registry
+from splice.errors import Rejected, UserError
+from splice.files import sync, write_json
+from splice.join import RULE, SETTINGS
+from splice.mlflow_store import (
     ENTRY,
     EVALUATION,
     EVALUATION_ENTRY,
@@ -29,31 +26,32 @@ from digits.tracking.store import (
     Store,
     TimedPoint,
     as_failure,
-    export,
 )
+from splice.outbox import FILES, JOURNAL, SENT
+from splice.provenance import TEST
+from splice.registry import Comparison, promote
 
 _export_lock = threading.Lock()
 
 Say = Callable[[str, str], None]  # what is being done, detail
 
 
-def deliver_all(store: Store, folder: Path, say: Say) -> None:
+def deliver_all(store: Store, config: Config, say: Say) -> None:
     """Deliver every entry of an outbox, oldest first.
 
     Raises:
         Unreachable: the first entry that can't be delivered now; those behind it wait too.
     """
-    for entry in outbox.entries(folder):
-        with contextlib.suppress(Refused):
-            Delivery(store, entry, say).deliver()
+    for entry in outbox.entries(config.box):
+        with contextlib.suppress(Rejected):
+            Delivery(store, entry, config, say).deliver()
 
 
-def warm_up() -> None:
-    """Export an untrained Net, so that the real one is exported in a moment when it comes."""
-    from digits.net import Net
-
-    with _export_lock, tempfile.TemporaryDirectory() as folder:
-        export(Net(), 10, np.zeros((2, 1, 28, 28), np.uint8), Path(folder, "model"))
+def warm_up(config: Config) -> None:
+    """Do what makes the project's `export` fast, so that it takes a moment when a model comes."""
+    with contextlib.suppress(UserError), _export_lock, tempfile.TemporaryDirectory() as folder:
+        if prepare := config.load("warm_up"):
+            prepare(Path(folder, "model"))
 
 
 class Delivery:
@@ -62,21 +60,22 @@ class Delivery:
     Args:
         store: where to.
         folder: the entry.
-        say: told what is being done.
+        config: of the project.
+        say: called with what is being done.
     """
 
-    def __init__(self, store: Store, folder: Path, say: Say) -> None:
-        self.store, self.folder, self.say = store, folder, say
+    def __init__(self, store: Store, folder: Path, config: Config, say: Say) -> None:
+        self.store, self.folder, self.config, self.say = store, folder, config, say
         self.sent = {"offset": 0, **outbox.sent(folder)}
 
     def deliver(self) -> None:
         """Deliver all that is written so far; delete the entry when nothing can follow.
 
         Raises:
-            Refused: the store says no; noted in `sent.json` and not tried again.
+            Rejected: the store says no; noted in `sent.json` and not tried again.
             Unreachable: try again later.
         """
-        if self.sent.get("refused"):
+        if self.sent.get("rejected"):
             return
         open_before = outbox.is_open(self.folder)
         try:
@@ -85,8 +84,8 @@ class Delivery:
                 self._abandoned()
         except Exception as error:
             failure = as_failure(error)
-            if isinstance(failure, Refused):
-                self._remember(refused=str(failure))
+            if isinstance(failure, Rejected):
+                self._remember(rejected=str(failure))
             raise failure from error
         if self.sent.get("done"):
             shutil.rmtree(self.folder)
@@ -153,10 +152,7 @@ class Delivery:
 
     def _model(self, model: dict[str, Any]) -> None:
         if self._original(model["md5"]) is None:
-            exported = self._exported(model["example"])
-            self.say("sending", "")
-            self.store.tag(self.sent["run"], {MODEL: model["md5"]})
-            self.store.log_model(self.sent["run"], exported, model["md5"])
+            self._log_model(self.sent["run"], model["md5"], model["example"])
         self.store.tag(self.sent["run"], {MODEL: model["md5"], **model["tags"]})
         self.store.artifacts(self.sent["run"], self.folder / FILES, model["files"])
         self._remember(model=model["md5"])
@@ -172,7 +168,7 @@ class Delivery:
         self._remember(ended=True, done=finished)
 
     def _fold_into_original(self, moment: int) -> None:
-        original = self._original(self.sent["model"])
+        original = self._original(self.sent["model"]) if "model" in self.sent else None
         if original is not None:
             self.store.fold(self.sent["run"], original, moment)
 
@@ -188,44 +184,62 @@ class Delivery:
             self.store.end(self.sent["run"], "KILLED", outbox.now())
         self._remember(ended=True)
 
-    def _exported(self, example: list[Any]) -> Path:
-        from digits.weights import load_net
+    def _log_model(self, run_id: str, md5: str, example: Any) -> str | None:
+        """Log the model and give its id; without `export` it is a file of the run, and has none."""
+        name = Path(self.config.model).name
+        exported = self._exported(self.folder / FILES / name, example)
+        self.say("sending", "")
+        self.store.tag(run_id, {MODEL: md5})
+        if exported is None:
+            self.store.artifacts(run_id, self.folder / FILES, [name])
+            return None
+        return self.store.log_model(run_id, exported, md5)
 
+    def _exported(self, model: Path, example: Any) -> Path | None:
         folder = self.folder / "model"
-        if not (folder / "MLmodel").exists():
+        export = self.config.load("export")
+        if export is not None and not (folder / "MLmodel").exists():
             self.say("preparing", "")
-            net, description = load_net(self.folder / FILES / "net.safetensors")
-            images = np.array(example, np.uint8).reshape(-1, 1, 28, 28)
             aside = self.folder / f"model.{os.getpid()}"
-            with _export_lock:
-                export(net, len(description["classes"]), images, aside)
-            aside.rename(folder)
-        return folder
+            shutil.rmtree(aside, ignore_errors=True)
+            try:
+                with _export_lock:
+                    export(model, example, aside)
+                aside.rename(folder)
+            except Exception as error:  # the project's own, whatever it raises
+                raise UserError(f"export of [tool.splice] failed: {error!r}") from error
+        return folder if export is not None else None
 
     # An evaluation.
 
     def _evaluation(self, document: dict[str, Any]) -> None:
+        if SETTINGS not in document:
+            raise UserError(
+                f"{self.folder} is of an earlier version; delete it, then run `splice sync`"
+            )
         run = self.store.run_of_model(document["model"])
         begun = run is not None and run.data.tags.get(ENTRY) == self.folder.name
         run_id = self._restored(document) if run is None or begun else run.info.run_id
         model_id = self.store.model_id(run_id)
-        if model_id is None:
-            exported = self._exported(document["example"])
-            model_id = self.store.log_model(run_id, exported, document["model"])
-        judged = self._run_for(run_id, document)
-        if judged is not None:
-            self._judge(judged, model_id, document)
-        self._register(model_id, run_id, document)
-        outbox.note_told(self.folder.parent, document["identity"])
+        if model_id is None and (self.config.export or run is None or begun):
+            model_id = self._log_model(run_id, document["model"], document["example"])
+        evaluated = self._run_for(run_id, document)
+        if evaluated is not None:
+            self._evaluate(evaluated, model_id, document)
+        if model_id is not None:
+            self._register(model_id, run_id, document)
+        store, identity = self.config.store_id, document["identity"]
+        outbox.note_delivered(self.folder.parent, store, identity)
         self._remember(ended=True, done=True)
 
     def _register(self, model_id: str, run_id: str, document: dict[str, Any]) -> None:
         self.say("sending", "")
-        name, promoting = document["registry"]["model"], document["registry"]["promote"]
-        version = self.store.register(name, document["model"], model_id, run_id)
-        if promoting == "auto":
-            rule = Rule.of(document["registry"])
-            promote(self.store, rule, self.folder / FILES / "test.safetensors", version, False)
+        rule = Registry(**document[RULE])
+        version = self.store.register(rule.model, document["model"], model_id, run_id)
+        if rule.promote == "auto":
+            test = self.folder / FILES / Path(self.config.test).name
+            by = Comparison(self.config, rule, test, document[SETTINGS])
+            promote(self.store, by, version, False)
 
     def _restored(self, document: dict[str, Any]) -> str:
         """A run for a model that this store never saw trained: it says so."""
@@ -238,14 +252,11 @@ class Delivery:
         self.store.params(run_id, document["restored"]["params"])
         for context, dataset in document["restored"]["datasets"].items():
             self.store.dataset(run_id, context, dataset)
-        self.store.points(run_id, self._history(document["time"]))
+        moment = document["time"]
+        points = [(*point, moment) for point in document["restored"]["points"]]
+        self.store.points(run_id, points)
         self.store.end(run_id, "FINISHED", document["time"])
         return run_id
-
-    def _history(self, moment: int) -> list[TimedPoint]:
-        folder = self.folder / FILES / "history"
-        history = History.read(folder / "steps.csv", folder / "epochs.csv")
-        return [(*metric, moment) for metric in history.metrics()]
 
     def _run_for(self, run_id: str, document: dict[str, Any]) -> str | None:
         """The run that takes this evaluation: the model's own for its first one, else a child.
@@ -269,10 +280,10 @@ class Delivery:
             document["experiment"], name, tags, document["time"], unique=EVALUATION_ENTRY
         )
 
-    def _judge(self, run_id: str, model_id: str, document: dict[str, Any]) -> None:
+    def _evaluate(self, run_id: str, model_id: str | None, document: dict[str, Any]) -> None:
         self.say("sending", "")
         self.store.params(run_id, document["params"])
-        self.store.dataset(run_id, "test", document["dataset"])
+        self.store.dataset(run_id, TEST, document["dataset"])
         self.store.scores(
             run_id, document["scores"], model_id, document["dataset"], document["time"]
         )

@@ -8,11 +8,11 @@ import pytest
 from mlflow import MlflowClient
 
 from conftest import Project, Team
-from digits.files import md5
 from digits.history import History
-from digits.tracking import outbox
 from journals import arrived, compare, kept, written
 from servers import FaultyProxy, MlflowServer, Mode
+from splice import outbox
+from splice.files import md5
 
 MODES: tuple[Mode, ...] = ("refuse", "hang", "error", "cut", "half")
 LONG = ("error", "cut")  # the harness has them too
@@ -82,16 +82,16 @@ def test_an_outage_at_the_start_in_the_middle_and_at_the_end_loses_nothing(
         began = time.monotonic()
         said = project.stage("evaluate").stdout
         assert time.monotonic() - began < A_FEW_SECONDS + ONE_REQUEST + SLACK
-        assert "MLflow is not told yet" in said
-        status = project.digits("status").stdout
+        assert "not delivered to MLflow yet" in said
+        status = project.splice("status").stdout
         assert "other records" in status
-        refused = project.digits("sync", "--wait", "1", check=False)
+        refused = project.splice("sync", "--wait", "1", check=False)
         assert refused.returncode == 1
         assert "Traceback" not in refused.stdout
 
         proxy.mode = "pass"
-        project.digits("sync", "--wait", "60")
-    assert "waiting  0 of 0 entries" in project.digits("status").stdout
+        project.splice("sync", "--wait", "60")
+    assert "pending  0 of 0 entries" in project.splice("status").stdout
     assert_nothing_lost(project, team.server, journals)
 
 
@@ -112,7 +112,7 @@ def test_a_whole_repro_with_a_server_that_hangs_is_slower_by_no_more_than_its_pa
     assert with_outage - without < A_FEW_SECONDS + ONE_REQUEST + SLACK
 
     proxy.mode = "pass"
-    project.digits("sync", "--wait", "60")
+    project.splice("sync", "--wait", "60")
     (run,) = (
         project.with_env(MLFLOW_TRACKING_URI=team.server.uri)
         .store()
@@ -133,27 +133,27 @@ def test_one_sender_serves_all_stages_of_a_pipeline(bare: Project) -> None:
     assert "Traceback" not in (bare.outbox / ".sender.log").read_text()
 
 
-def test_what_the_store_refuses_is_said_and_holds_nobody(finished: Project) -> None:
+def test_what_the_store_rejects_is_said_and_holds_nobody(finished: Project) -> None:
     finished.params({"train.seed": 120, "train.epochs": 1})
     finished.stop_sender()
     finished.stage("train", MLFLOW_TRACKING_URI="http://127.0.0.1:9")
     (entry,) = outbox.entries(finished.outbox)
     journal = entry / outbox.JOURNAL
     journal.write_text(journal.read_text().replace('"train.seed"', '"train.seed?"'))
-    done = finished.digits("sync", check=False)
+    done = finished.splice("sync", check=False)
     assert done.returncode == 1
-    assert "refused" in done.stdout
-    assert "refused by the store" in finished.digits("status").stdout
+    assert "rejected" in done.stdout
+    assert "rejected by the store" in finished.splice("status").stdout
 
     journal.write_text(journal.read_text().replace('"train.seed?"', '"train.seed"'))
-    said = finished.digits("sync", "--again", "--wait", "60").stdout
+    said = finished.splice("sync", "--again", "--wait", "60").stdout
     assert "not written for this model" in said  # which was not evaluated
-    assert "waiting  0 of 0 entries" in finished.digits("status").stdout
+    assert "pending  0 of 0 entries" in finished.splice("status").stdout
 
 
 def test_a_command_that_can_not_reach_the_store_says_so_in_one_line(finished: Project) -> None:
     for command in (["find", "HEAD"], ["promote"], ["rollback"]):
-        done = finished.digits(*command, check=False, MLFLOW_TRACKING_URI="http://127.0.0.1:9")
+        done = finished.splice(*command, check=False, MLFLOW_TRACKING_URI="http://127.0.0.1:9")
         assert done.returncode == 1
         assert "127.0.0.1:9" in done.stdout
         assert "Traceback" not in done.stdout

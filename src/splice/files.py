@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from digits.errors import DataError, UserError
+from splice.errors import DataError, UserError
 
 CHUNK_BYTES = 1 << 20
 READABLE = 0o644
@@ -81,6 +81,11 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write JSON that is the same bytes for the same value."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def digest(value: Any) -> str:
+    """The SHA-256 of a JSON value, in hex: equal values, equal digests."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def read_bytes(path: Path) -> bytes:

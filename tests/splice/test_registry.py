@@ -1,13 +1,16 @@
 """One version per evaluated model; the champion changes by rule, by hand, and says why."""
 
+from dataclasses import replace
+
 import pytest
 
 from conftest import Project
-from digits.files import md5
-from digits.tracking.registry import Rule, compare
+from splice.config import Registry
+from splice.files import md5
+from splice.registry import compare
 
 NAME = "mnist-net"
-RULE = Rule(NAME, "test/accuracy", "max", 0.0, 0.01, 15)
+RULE = Registry(NAME, metric="test/accuracy", class_metrics="test/recall/", class_drop=0.01)
 
 
 def scores(accuracy: float, *recalls: float) -> dict[str, float]:
@@ -19,7 +22,7 @@ def train_and_evaluate(project: Project, seed: int, epochs: int) -> None:
     project.params({"train.seed": seed, "train.epochs": epochs})
     project.stage("train")
     project.stage("evaluate")
-    project.digits("sync", "--wait", "60")
+    project.splice("sync", "--wait", "60")
 
 
 def champion(project: Project) -> str | None:
@@ -37,7 +40,7 @@ def tags_of(project: Project, version: str) -> dict[str, str]:
 
 
 def refusal(project: Project) -> str:
-    done = project.digits("promote", check=False)
+    done = project.splice("promote", check=False)
     assert done.returncode == 1
     assert "Traceback" not in done.stdout
     return done.stdout
@@ -55,12 +58,12 @@ def test_the_first_champion_needs_no_gain() -> None:
 def test_a_challenger_must_gain_what_the_rule_says(
     gain: float, least: float, promoted: bool
 ) -> None:
-    rule = Rule(NAME, "test/accuracy", "max", least, 0.01, 15)
+    rule = replace(RULE, least_gain=least)
     assert compare(scores(0.9 + gain), scores(0.9), rule).promoted is promoted
 
 
 def test_where_less_is_better_the_direction_turns() -> None:
-    rule = Rule(NAME, "test/loss", "min", 0.0, 1.0, 15)
+    rule = replace(RULE, metric="test/loss", direction="min", class_drop=1.0)
     assert compare(scores(0.95), scores(0.9), rule).promoted
     assert not compare(scores(0.85), scores(0.9), rule).promoted
 
@@ -76,7 +79,7 @@ def test_versions_challengers_promotion_refusal_and_roll_back(finished: Project)
     first = finished.store().version_of(NAME, md5(finished.model))
     assert first is not None
     assert (str(first.version), challenger(finished), champion(finished)) == ("1", "1", None)
-    assert "promoted" in finished.digits("promote").stdout
+    assert "promoted" in finished.splice("promote").stdout
     assert champion(finished) == "1"
     assert "first champion" in tags_of(finished, "1")["champion.why"]
     assert "champion already" in refusal(finished)
@@ -89,7 +92,7 @@ def test_versions_challengers_promotion_refusal_and_roll_back(finished: Project)
     assert "needs 0.9" in refusal(finished)
     assert "needs 0.9" in tags_of(finished, "2")["champion.refused"]
     finished.params({"registry.least_gain": 0.0})
-    assert "gains" in finished.digits("promote").stdout
+    assert "gains" in finished.splice("promote").stdout
     assert champion(finished) == "2"
     assert tags_of(finished, "2")["champion.before"] == "1"
 
@@ -98,13 +101,13 @@ def test_versions_challengers_promotion_refusal_and_roll_back(finished: Project)
     assert "test/accuracy" in refusal(finished)
     assert champion(finished) == "2"
 
-    finished.digits("rollback", "--why", "bad on sevens")
+    finished.splice("rollback", "--why", "bad on sevens")
     assert champion(finished) == "1"
     assert "bad on sevens" in tags_of(finished, "2")["champion.rolled_back"]
-    done = finished.digits("rollback", check=False)
+    done = finished.splice("rollback", check=False)
     assert done.returncode == 1
     assert "no earlier champion" in done.stdout
-    finished.digits("promote", "--version", "3", "--force")
+    finished.splice("promote", "--version", "3", "--force")
     assert champion(finished) == "3"
     assert tags_of(finished, "3")["champion.why"] == "forced"
 
@@ -112,7 +115,7 @@ def test_versions_challengers_promotion_refusal_and_roll_back(finished: Project)
 def test_the_champion_is_measured_again_on_the_test_data_of_the_challenger(
     finished: Project,
 ) -> None:
-    finished.digits("promote")
+    finished.splice("promote")
     old = finished.store().run_of_model(md5(finished.model))
     assert old is not None
     finished.params({"preprocess.seed": 3, "registry.class_drop": 1.0})
@@ -124,7 +127,7 @@ def test_the_champion_is_measured_again_on_the_test_data_of_the_challenger(
     assert md5(test) != before
     train_and_evaluate(finished, 53, 4)
 
-    finished.digits("promote")
+    finished.splice("promote")
     children = finished.store().tagged({"mlflow.parentRunId": old.info.run_id})
     (again,) = [run for run in children if run.data.tags["dvc.data.test"] == md5(test)]
     assert again.info.status == "FINISHED"
@@ -136,7 +139,7 @@ def test_the_champion_is_measured_again_on_the_test_data_of_the_challenger(
     assert unchanged.data.to_dictionary() == old.data.to_dictionary()
 
 
-def test_repro_crowns_no_champion_unless_the_parameter_says_so(finished: Project) -> None:
+def test_repro_promotes_no_champion_unless_the_parameter_says_so(finished: Project) -> None:
     assert champion(finished) is None
     finished.params({"registry.promote": "auto"})
     train_and_evaluate(finished, 54, 3)
@@ -149,7 +152,7 @@ def test_an_older_model_evaluated_again_stays_what_it_was(finished: Project) -> 
     finished.model.write_bytes(first)
     finished.params({"evaluate.calibration_bins": 9})
     finished.stage("evaluate")
-    finished.digits("sync", "--wait", "60")
+    finished.splice("sync", "--wait", "60")
     versions = finished.store().client.search_model_versions(f"name = '{NAME}'")
     assert sorted(str(version.version) for version in versions) == ["1", "2"]
     assert challenger(finished) == "2"

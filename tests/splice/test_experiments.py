@@ -53,9 +53,9 @@ def test_four_queued_experiments_and_two_workers_make_four_runs_in_a_store_not_t
     for seed in range(11, 15):
         project.dvc("exp", "run", "--queue", "-S", f"train.seed={seed}", "-S", "train.epochs=1")
     run_queue(project, 2)
-    project.digits("sync", "--wait", "60")
+    project.splice("sync", "--wait", "60")
 
-    runs = project.store().runs(origin="trained")
+    runs = project.store().tagged({"origin": "trained"})
     assert len(runs) == 4
     assert_each_has_its_run(project, runs)
     assert not [*(project.root / ".dvc" / "tmp" / "exps").glob("tmp*")]
@@ -66,18 +66,18 @@ def test_four_queued_experiments_and_two_workers_make_four_runs_in_a_store_not_t
 def test_an_experiment_in_the_workspace_and_one_in_a_temporary_folder_each_make_a_run(
     finished: Project,
 ) -> None:
-    before = len(finished.store().runs(origin="trained"))
+    before = len(finished.store().tagged({"origin": "trained"}))
     finished.dvc("exp", "run", "--name", "here", "-S", "train.seed=21", "-S", "train.epochs=1")
     finished.dvc(
         "exp", "run", "--temp", "--name", "there", "-S", "train.seed=22", "-S", "train.epochs=1"
     )
-    finished.digits("sync", "--wait", "60")
+    finished.splice("sync", "--wait", "60")
 
     runs = [
         run
-        for run in finished.store().runs(origin="trained")
+        for run in finished.store().tagged({"origin": "trained"})
         if run.info.run_name in ("here", "there")
     ]
-    assert len(finished.store().runs(origin="trained")) == before + 2
+    assert len(finished.store().tagged({"origin": "trained"})) == before + 2
     assert_each_has_its_run(finished, runs)
     assert not [*(finished.root / ".dvc" / "tmp" / "exps").glob("tmp*")]

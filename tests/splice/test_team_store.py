@@ -8,8 +8,8 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from conftest import Project, Team
-from digits.files import md5
 from journals import arrived, compare, kept, written
+from splice.files import md5
 
 
 def run_of_model(project: Project) -> Run:
@@ -22,7 +22,7 @@ def texts(folder: Path) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def everything_told(project: Project) -> str:
+def all_text(project: Project) -> str:
     """All names, tags, parameters and descriptions that the store has of this project's runs."""
     store = project.store()
     experiments = [item.experiment_id for item in store.client.search_experiments()]
@@ -41,7 +41,7 @@ def test_training_evaluation_model_and_registry_arrive_whole(
     shared.params({"train.seed": 201})
     with kept(shared.outbox, tmp_path / "journals") as journals:
         shared.dvc("repro")
-        shared.digits("sync", "--wait", "60")
+        shared.splice("sync", "--wait", "60")
     run = run_of_model(shared)
     assert (run.info.status, run.data.tags["origin"]) == ("FINISHED", "trained")
     assert run.data.params["train.seed"] == "201"
@@ -59,14 +59,14 @@ def test_training_evaluation_model_and_registry_arrive_whole(
     assert challenger is not None
     assert challenger.version == version.version
     assert not (shared.root / "mlruns").exists()
-    assert run.info.run_id in shared.digits("find", str(shared.model)).stdout
+    assert run.info.run_id in shared.splice("find", str(shared.model)).stdout
 
 
 def test_restored_evaluated_again_and_reproduced_on_a_teams_store(shared: Project) -> None:
     shared.params({"train.seed": 202, "train.epochs": 1})
     shared.dvc("repro", MLFLOW_TRACKING_URI="")  # the project's own store; the team's never saw it
-    shared.digits("sync", "--wait", "60", MLFLOW_TRACKING_URI="")
-    shared.digits("sync", "--wait", "60")
+    shared.splice("sync", "--wait", "60", MLFLOW_TRACKING_URI="")
+    shared.splice("sync", "--wait", "60")
     restored = run_of_model(shared)
     assert restored.data.tags["origin"] == "restored"
     assert restored.data.metrics["test/accuracy"] == shared.metrics()["accuracy"]
@@ -74,7 +74,7 @@ def test_restored_evaluated_again_and_reproduced_on_a_teams_store(shared: Projec
     shared.params({"evaluate.calibration_bins": 8})
     shared.stage("evaluate")
     shared.stage("train")
-    shared.digits("sync", "--wait", "60")
+    shared.splice("sync", "--wait", "60")
     (child,) = shared.store().tagged({"mlflow.parentRunId": restored.info.run_id})
     assert child.data.params["evaluate.calibration_bins"] == "8"
     again = run_of_model(shared)
@@ -90,12 +90,12 @@ def test_promotion_and_roll_back_on_a_teams_store(shared: Project) -> None:
         shared.params({"train.seed": seed, "train.epochs": epochs})
         shared.stage("train")
         shared.stage("evaluate")
-        shared.digits("sync", "--wait", "60")
-        shared.digits("promote")
+        shared.splice("sync", "--wait", "60")
+        shared.splice("promote")
     champion = shared.store().alias("team-net", "champion")
     assert champion is not None
     assert (str(champion.version), champion.tags["champion.before"]) == ("2", "1")
-    shared.digits("rollback")
+    shared.splice("rollback")
     champion = shared.store().alias("team-net", "champion")
     assert champion is not None
     assert str(champion.version) == "1"
@@ -117,10 +117,10 @@ def test_no_secret_is_in_any_file_tag_artifact_or_output(
 
     outputs = [project.stage(name).stdout for name in ("train", "evaluate")]
     recipe.unlink()
-    outputs += [project.digits(*command, check=False).stdout for command in COMMANDS]
+    outputs += [project.splice(*command, check=False).stdout for command in COMMANDS]
     unreachable = team.database.replace(str(urlsplit(team.database).port), "9")
     lost = project.with_env(MLFLOW_TRACKING_URI=unreachable)
-    outputs += [lost.digits(*command, check=False).stdout for command in COMMANDS]
+    outputs += [lost.splice(*command, check=False).stdout for command in COMMANDS]
 
     run = run_of_model(project)
     assert str(run.info.artifact_uri).startswith(location)
@@ -129,7 +129,7 @@ def test_no_secret_is_in_any_file_tag_artifact_or_output(
     for secret in team.secrets:
         assert not [path for path, data in written_down.items() if secret.encode() in data]
         assert secret not in "".join(outputs)
-        assert secret not in everything_told(project)
+        assert secret not in all_text(project)
     difference = (artifacts / "source" / "uncommitted.diff").read_text()
     assert "*** and ***" in difference
     assert "127.0.0.1:9" in "".join(outputs)

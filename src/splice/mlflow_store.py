@@ -1,4 +1,4 @@
-"""The one room that imports mlflow: what the rest of the project wants to say, in MLflow's words.
+"""The one room that imports mlflow: what the join has to say, in MLflow's words.
 
 Everything here may be called again with the same arguments and changes nothing then: runs are
 found by tag before they are made, points carry the time at which they were written to disk (the
@@ -36,10 +36,10 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.store.tracking import SEARCH_MAX_RESULTS_THRESHOLD
 
-from digits.errors import UserError
-from digits.files import remove_abandoned, sync
-from digits.tracking.failures import Refused, Unreachable
-from digits.tracking.redact import redact
+from splice.config import Config
+from splice.errors import Rejected, Unreachable, UserError
+from splice.files import remove_abandoned, sync
+from splice.redact import redact
 
 # Tags: the names under which runs are found again.
 MODEL, KEY, ENTRY = "dvc.model", "dvc.training", "outbox.entry"
@@ -49,27 +49,25 @@ ORIGIN, PARENT, DUPLICATE = "origin", "mlflow.parentRunId", "duplicate_of"
 CHAMPION, CHALLENGER = "champion", "challenger"
 
 METRICS_A_CALL, PARAMS_A_CALL = 1000, 100
-BATCH = 1000
 CONNECTIONS_TRIED = 3
 LONGEST_TAG, LONGEST_PARAM = 5000, 6000
-REFUSALS = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_DOES_NOT_EXIST", "INVALID_STATE")
+REJECTIONS = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_DOES_NOT_EXIST", "INVALID_STATE")
 
 FAILURES = (MlflowException, OSError)  # requests' exceptions are OSErrors
 
 TimedPoint = tuple[str, float, int, int]  # key, value, step, milliseconds
 
 
-def default_uri(root: Path) -> str:
-    """MLFLOW_TRACKING_URI if set, else the project's own sqlite file."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root / 'mlflow.db'}"
-
-
 class Store:
-    """A tracking server or database, and the model registry beside it."""
+    """A tracking server or database, and the model registry beside it.
 
-    def __init__(self, root: Path, uri: str | None = None) -> None:
-        self.root = root
-        self.uri = uri or default_uri(root)
+    Args:
+        root: of the main checkout, where a local store keeps its artifacts.
+        uri: the store's address.
+    """
+
+    def __init__(self, root: Path, uri: str) -> None:
+        self.root, self.uri = root, uri
         if not self.uri.startswith("http"):
             from mlflow.store.db import utils
 
@@ -98,17 +96,16 @@ class Store:
             self.client.restore_experiment(found.experiment_id)
         return str(found.experiment_id)
 
-    def runs(self, **tags: str) -> list[Run]:
-        """The runs of all experiments that carry all these tags, oldest first.
-
-        Tag names are given with `_` for `.`.
-        """
-        return self.tagged({name.replace("_", "."): value for name, value in tags.items()})
-
     def tagged(self, tags: Mapping[str, str]) -> list[Run]:
         """The active runs of all experiments that carry all these tags, oldest first."""
+        return self._runs(" and ".join(f"tags.`{key}` = '{text}'" for key, text in tags.items()))
+
+    def using(self, digest: str) -> list[Run]:
+        """The active runs of all experiments that used data of this content, oldest first."""
+        return self._runs(f"dataset.digest = '{digest}'")
+
+    def _runs(self, condition: str) -> list[Run]:
         experiments = [item.experiment_id for item in self.client.search_experiments()]
-        condition = " and ".join(f"tags.`{name}` = '{value}'" for name, value in tags.items())
         found = self.client.search_runs(
             experiments,
             condition,
@@ -164,15 +161,18 @@ class Store:
             self.client.log_batch(run_id, metrics[start : start + METRICS_A_CALL])
 
     def dataset(self, run_id: str, context: str, dataset: Mapping[str, Any]) -> None:
-        """Say which data a run used: name, digest (the DVC hash), path, images, classes."""
-        shape = [dataset["images"], 1, 28, 28]
+        """Say which data a run used: name, digest (the DVC hash), path, and what it holds."""
+        arrays = dataset.get("arrays", {})
+        if any(shape[:1] == [0] for _, shape in arrays.values()):
+            return  # nothing was read of it
+        profile = {f"{name}_shape": shape for name, (_, shape) in arrays.items()}
         entity = Dataset(
             name=dataset["name"],
             digest=dataset["digest"],
             source_type="local",
             source=json.dumps({"uri": dataset["path"]}),
-            schema=json.dumps(_tensor_schema()),
-            profile=json.dumps({"features_shape": shape, "targets_shape": shape[:1]}),
+            schema=json.dumps(_schema(arrays)) if arrays else None,
+            profile=json.dumps(profile) if arrays else None,
         )
         inputs = DatasetInput(entity, [InputTag("mlflow.data.context", context)])
         self.client.log_inputs(run_id, [inputs])
@@ -231,12 +231,10 @@ class Store:
             source_run_id=run_id,
             tags={MODEL: md5},
             params=dict(run.data.params),
-            model_type="classifier",
         )
         model = Model.load(str(folder))
         model.model_id = model.model_uuid = logged.model_id
         model.run_id, model.artifact_path = run_id, logged.artifact_location
-        model.flavors["python_function"]["config"] = {"device": "cpu"}  # exported on the CPU
         model.save(str(folder / "MLmodel"))
         self.client.log_model_artifacts(logged.model_id, str(folder))
         self.client.finalize_logged_model(logged.model_id, LoggedModelStatus.READY)
@@ -253,11 +251,11 @@ class Store:
         self,
         run_id: str,
         values: Mapping[str, float],
-        model_id: str,
+        model_id: str | None,
         dataset: Mapping[str, Any],
         time: int,
     ) -> None:
-        """Log an evaluation's numbers, tied to the model and the data they were measured on."""
+        """Log an evaluation's numbers, tied to model (if logged) and data they are measured on."""
         metrics = [
             Metric(
                 key,
@@ -306,15 +304,13 @@ class Store:
         """A registered version, if there is one."""
         return _if_there(self.client.get_model_version, name, version)
 
-    def log_probabilities(self, version: ModelVersion, images: Any) -> Any:
-        """What a registered version answers to uint8 images `[N, 1, 28, 28]`: `[N, classes]`."""
+    def loaded(self, version: ModelVersion) -> Callable[[Any], Any]:
+        """What a registered version answers to inputs."""
         import mlflow
-        import numpy
 
         mlflow.set_tracking_uri(self.uri)
-        model = mlflow.pyfunc.load_model(version.source)
-        parts = [model.predict(images[i : i + BATCH]) for i in range(0, len(images), BATCH)]
-        return numpy.concatenate(parts)
+        predict: Callable[[Any], Any] = mlflow.pyfunc.load_model(version.source).predict
+        return predict
 
     def alias(self, name: str, alias: str) -> ModelVersion | None:
         """The version that an alias names, if there is one."""
@@ -332,7 +328,7 @@ def _if_there(
         raise
 
 
-def connect(root: Path) -> Store:
+def connect(config: Config) -> Store:
     """The store of a project, reached.
 
     Raises:
@@ -340,8 +336,8 @@ def connect(root: Path) -> Store:
     """
     try:
         if not os.environ.get("MLFLOW_TRACKING_URI"):
-            _make_database(root / "mlflow.db", root / ".digits")
-        store = Store(root)
+            _make_database(config.database, config.box.parent)
+        store = Store(config.home, config.store)
         store.ping()
     except Exception as error:
         raise Unreachable(str(as_failure(error))) from error
@@ -377,54 +373,19 @@ def _move_if_first(source: Path, target: Path) -> None:
         source.rename(target)
 
 
-def export(net: Any, classes: int, example: Any, folder: Path) -> None:
-    """Write an MLflow model folder: a `pt2` graph with its weights, no pickle, none of our code.
-
-    Args:
-        net: a `digits.net.Net` on the CPU.
-        classes: how many.
-        example: uint8 array `[N, 1, 28, 28]`, N at least 2, kept as the input example.
-        folder: made anew.
-    """
-    import mlflow.pytorch
-    import numpy
-    import torch
-    from mlflow.models import ModelSignature
-    from mlflow.types import Schema, TensorSpec
-
-    shutil.rmtree(folder, ignore_errors=True)
-    mlflow.pytorch.save_model(
-        net.eval(),
-        str(folder),
-        signature=ModelSignature(
-            # unnamed: arrays of named tensors are passed on as a dict, which this flavor refuses
-            Schema([TensorSpec(numpy.dtype("uint8"), (-1, 1, 28, 28))]),
-            Schema([TensorSpec(numpy.dtype("float32"), (-1, classes))]),
-        ),
-        input_example=example,
-        serialization_format="pt2",
-        pip_requirements=[
-            f"torch=={torch.__version__.partition('+')[0]}",
-            f"numpy=={numpy.__version__}",
-        ],
-    )
-
-
-def as_failure(error: Exception) -> Refused | Unreachable:
+def as_failure(error: Exception) -> Rejected | Unreachable:
     """What an exception out of the store means, in one line without secrets."""
     message = redact(" ".join(str(error).split()))[:500] or type(error).__name__
     code = getattr(error, "error_code", "")
     damaged = isinstance(error, UserError)  # a file of the entry: it stays so
-    return Refused(message) if damaged or code in REFUSALS else Unreachable(message)
+    return Rejected(message) if damaged or code in REJECTIONS else Unreachable(message)
 
 
-def _tensor_schema() -> dict[str, Any]:
-    def tensor(dtype: str, shape: list[int]) -> str:
-        return json.dumps([{"type": "tensor", "tensor-spec": {"dtype": dtype, "shape": shape}}])
+def _schema(arrays: Mapping[str, tuple[str, Sequence[int]]]) -> dict[str, Any]:
+    """Names, types and shapes of arrays, the number of examples left open, as MLflow has them."""
 
-    return {
-        "mlflow_tensorspec": {
-            "features": tensor("uint8", [-1, 1, 28, 28]),
-            "targets": tensor("uint8", [-1]),
-        }
-    }
+    def tensor(dtype: str, shape: Sequence[int]) -> str:
+        spec = {"dtype": dtype, "shape": [-1, *shape[1:]]}
+        return json.dumps([{"type": "tensor", "tensor-spec": spec}])
+
+    return {"mlflow_tensorspec": {name: tensor(*array) for name, array in arrays.items()}}

@@ -12,12 +12,17 @@ from typing import Any
 
 import pytest
 
-from digits.errors import UserError
-from digits.tracking import outbox
-from digits.tracking.outbox import FILES, JOURNAL, SENT, Training
+from splice import outbox
+from splice.config import Config
+from splice.errors import UserError
+from splice.outbox import FILES, JOURNAL, SENT, Training
 
 KEY = "0123456789abcdef0123"
 OPENING: dict[str, Any] = {"experiment": "mnist", "name": "a", "tags": {}, "params": {}}
+
+
+def config(box: Path) -> Config:
+    return Config(root=box, home=box, model="models/net.safetensors", outbox=".")
 
 
 def points(folder: Path) -> list[tuple[str, int]]:
@@ -160,13 +165,13 @@ def test_a_damaged_note_of_what_was_sent_counts_as_nothing_sent(tmp_path: Path) 
         assert outbox.pending(tmp_path) == [folder]
 
 
-def test_a_refused_entry_is_named_and_holds_nobody(tmp_path: Path) -> None:
+def test_a_rejected_entry_is_named_and_holds_nobody(tmp_path: Path) -> None:
     folder = outbox.put_evaluation(tmp_path, KEY, {"model": "a"}, {})
-    (folder / SENT).write_text(json.dumps({"offset": 0, "refused": "bad name"}))
+    (folder / SENT).write_text(json.dumps({"offset": 0, "rejected": "bad name"}))
     began = time.monotonic()
-    assert outbox.wait(tmp_path, 60) == "bad name"
+    assert outbox.wait(config(tmp_path), 60) == "bad name"
     assert time.monotonic() - began < 5
-    outbox.forgive(tmp_path)
+    outbox.retry_rejected(tmp_path)
     assert outbox.deliverable(tmp_path) == [folder]
 
 
@@ -218,7 +223,7 @@ def test_waiting_for_a_server_that_fails_again_and_again_ends_with_the_patience(
     thread.start()
     began = time.monotonic()
     try:
-        assert outbox.wait(tmp_path, 1.5) == "connection refused"
+        assert outbox.wait(config(tmp_path), 1.5) == "connection refused"
     finally:
         done.set()
         thread.join()
@@ -231,29 +236,28 @@ def test_waiting_ends_when_the_last_entry_is_delivered(tmp_path: Path, sender: S
     sent = json.dumps({"offset": (folder / JOURNAL).stat().st_size})
     timer = threading.Timer(0.5, lambda: (folder / SENT).write_text(sent))
     timer.start()
-    assert outbox.wait(tmp_path, 0.1) == ""
+    assert outbox.wait(config(tmp_path), 0.1) == ""
     timer.join()
 
 
 def test_a_process_that_took_an_old_senders_number_is_not_stopped(tmp_path: Path) -> None:
-    stranger = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(30)"])
+    another = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(30)"])
     try:
-        outbox._stop(stranger.pid, tmp_path)
+        outbox._stop(another.pid, tmp_path)
         time.sleep(0.2)
-        assert stranger.poll() is None
+        assert another.poll() is None
     finally:
-        stranger.kill()
-        stranger.wait()
+        another.kill()
+        another.wait()
 
 
-def test_what_was_told_is_remembered_for_its_store_only(
+def test_what_was_delivered_is_remembered_for_its_store_only(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    box = tmp_path / ".digits" / "outbox"
-    box.mkdir(parents=True)
+    settings = config(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:5000")
-    outbox.note_told(box, "one")
-    assert outbox.told(box) == {"one"}
+    outbox.note_delivered(tmp_path, settings.store_id, "one")
+    assert outbox.delivered(tmp_path, settings.store_id) == {"one"}
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:5001")
-    assert outbox.told(box) == set()
-    assert "127.0.0.1" not in (box / ".told").read_text()
+    assert outbox.delivered(tmp_path, settings.store_id) == set()
+    assert "127.0.0.1" not in (tmp_path / ".delivered").read_text()

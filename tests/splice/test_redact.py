@@ -2,7 +2,7 @@
 
 import pytest
 
-from digits.tracking.redact import redact
+from splice.redact import redact
 
 
 @pytest.mark.parametrize(

@@ -42,16 +42,16 @@ def test_going_back_to_an_earlier_commit_and_repro_attaches_to_the_run_there_is(
     finished.params({"train.seed": 31, "train.epochs": 1})
     finished.dvc("repro")
     finished.commit("Another seed")
-    finished.digits("sync", "--wait", "60")
+    finished.splice("sync", "--wait", "60")
     before = {run.info.run_id: run.data.to_dictionary() for run in all_runs(finished)}
     assert len(before) == 2
 
     finished.git("checkout", "--quiet", first)
     assert "Running stage" not in finished.dvc("repro").stdout
-    finished.digits("sync", "--wait", "60", "--again")
+    finished.splice("sync", "--wait", "60", "--again")
 
     assert {run.info.run_id: run.data.to_dictionary() for run in all_runs(finished)} == before
-    assert "MLflow knows everything" in finished.digits("sync").stdout
+    assert "everything is delivered" in finished.splice("sync").stdout
 
 
 def test_a_run_cache_hit_attaches_to_the_run_there_is(finished: Project) -> None:
@@ -59,7 +59,7 @@ def test_a_run_cache_hit_attaches_to_the_run_there_is(finished: Project) -> None
     (finished.root / "dvc.lock").unlink()
     shutil.rmtree(finished.root / "models")
     assert "is cached - skipping run" in finished.dvc("repro").stdout
-    finished.digits("sync", "--wait", "60")
+    finished.splice("sync", "--wait", "60")
     assert [run.info.run_id for run in all_runs(finished)] == before
 
 
@@ -67,12 +67,12 @@ def test_a_new_store_gets_one_run_that_says_restored_and_a_second_sync_adds_noth
     finished: Project,
 ) -> None:
     (finished.root / "mlflow.db").unlink()
-    assert "MLflow was told 1 entry" in finished.digits("sync", "--wait", "60").stdout
+    assert "delivered 1 entry to MLflow" in finished.splice("sync", "--wait", "60").stdout
     (run,) = all_runs(finished)
     assert_is_honest(finished, run)
 
-    assert "MLflow knows everything" in finished.digits("sync").stdout
-    finished.digits("sync", "--again", "--wait", "60")
+    assert "everything is delivered" in finished.splice("sync").stdout
+    finished.splice("sync", "--again", "--wait", "60")
     assert [each.info.run_id for each in all_runs(finished)] == [run.info.run_id]
 
 
@@ -86,7 +86,7 @@ def test_another_machine_that_pulls_gets_one_run_that_says_restored(
     finished.git("clone", "--quiet", str(finished.root), str(clone.root))
     clone.dvc("pull")
     try:
-        clone.digits("sync", "--wait", "60")
+        clone.splice("sync", "--wait", "60")
         (run,) = all_runs(clone)
         assert_is_honest(clone, run)
         assert str(finished.root) in run.data.tags["mlflow.note.content"]

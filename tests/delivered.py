@@ -1,4 +1,4 @@
-"""What MLflow was told of the model in models/, against the history that lies beside it."""
+"""What was delivered of the model in models/, against the history that lies beside it."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from collections import Counter
 from typing import NamedTuple
 
 from conftest import Project
-from digits.files import md5
 from digits.history import History
-from digits.tracking.store import MODEL, PARENT
+from splice.files import md5
+from splice.mlflow_store import MODEL, PARENT
 
 
-class Told(NamedTuple):
+class Delivered(NamedTuple):
     """Runs of the model; points of its curves that are missing or wrong; points doubled."""
 
     runs: int
@@ -20,16 +20,16 @@ class Told(NamedTuple):
     status: str
 
 
-ONCE = Told(runs=1, gaps=0, doubled=0, status="FINISHED")
+ONCE = Delivered(runs=1, gaps=0, doubled=0, status="FINISHED")
 
 
-def told(project: Project) -> Told:
+def delivered(project: Project) -> Delivered:
     """Compare the store's run of the model with reports/history."""
     store = project.store()
     tagged = store.tagged({MODEL: md5(project.model)})
     runs = [run for run in tagged if PARENT not in run.data.tags]
     if not runs:
-        return Told(0, 0, 0, "")
+        return Delivered(0, 0, 0, "")
     folder = project.root / "reports" / "history"
     expected = History.read(folder / "steps.csv", folder / "epochs.csv").metrics()
     run_id = runs[0].info.run_id
@@ -39,7 +39,7 @@ def told(project: Project) -> Told:
         for item in store.client.get_metric_history(run_id, key)
     ]
     places = Counter((key, step) for key, _, step in found)
-    return Told(
+    return Delivered(
         runs=len(runs),
         gaps=len(set(expected) - set(found)),
         doubled=sum(count - 1 for count in places.values()) + len(set(places) - _places(expected)),

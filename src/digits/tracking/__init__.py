@@ -1,1 +1,0 @@
-"""MLflow is told after the disk is: stages write into the outbox, the sender delivers it."""

@@ -1,0 +1,208 @@
+"""The command `splice`: what MLflow has of this project, and how to deliver the rest."""
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from splice import errors, outbox, provenance, rwlock
+from splice.config import Config
+from splice.errors import DataError, UserError
+from splice.files import md5
+from splice.join import Join
+from splice.redact import redact
+
+if TYPE_CHECKING:
+    from splice.mlflow_store import Store
+
+
+def main() -> None:
+    """Parse the command line and run a command on the project of the current folder."""
+    arguments = _parser().parse_args()
+    errors.run(
+        f"splice {arguments.command}",
+        lambda: arguments.run(arguments, Config.find(Path.cwd())),
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="splice",
+        description="DVC runs the pipeline (`dvc repro`); this delivers its results to MLflow, "
+        "finds their runs and promotes models. The store is MLFLOW_TRACKING_URI, or mlflow.db in "
+        "the project.",
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    add = commands.add_parser
+    status = add("status", help="what is not delivered to MLflow yet, and why")
+    status.set_defaults(run=_status)
+
+    sync = add("sync", help="deliver everything that is pending, restored results too")
+    sync.add_argument("--wait", type=float, metavar="SECONDS", help="patience with the server")
+    sync.add_argument(
+        "--again", action="store_true", help="also what was delivered before, or rejected"
+    )
+    sync.set_defaults(run=_sync)
+
+    find = add("find", help="the runs of a model file, a commit, a DVC experiment or a hash")
+    find.add_argument("what", help="path, commit, experiment name or MD5")
+    find.set_defaults(run=_find)
+
+    promote = add("promote", help="make the challenger champion, if the rule allows it")
+    promote.add_argument("--version", metavar="N", help="this version instead of the challenger")
+    promote.add_argument("--force", action="store_true", help="don't ask the rule")
+    promote.set_defaults(run=_promote)
+
+    rollback = add("rollback", help="make the champion before champion again")
+    rollback.add_argument("--why", default="rolled back by hand", help="noted in the tags")
+    rollback.set_defaults(run=_rollback)
+
+    unlock = add("unlock", help="remove the lock that a killed dvc left half-written, if one did")
+    unlock.set_defaults(run=_unlock)
+
+    ui = add("ui", help="MLflow's pages on this project's store")
+    ui.add_argument("--host", default="127.0.0.1")
+    ui.add_argument("--port", type=int, default=5000)
+    ui.set_defaults(run=_ui)
+    return parser
+
+
+def _status(_arguments: argparse.Namespace, config: Config) -> None:
+    box = config.box
+    print(f"store    {redact(config.store)}")
+    doing = outbox.sender(box) if outbox.is_locked(box / ".sender.lock") else None
+    print(f"sender   {'not running' if doing is None else f'{doing.what} {doing.detail}'.strip()}")
+    pending = outbox.pending(box)
+    interrupted = [e for e in outbox.entries(box) if "-training-" in e.name and e not in pending]
+    print(f"pending  {len(pending)} of {len(outbox.entries(box))} entries")
+    for entry in pending:
+        print(f"  {entry.name}: {_undelivered(entry)}")
+    for entry in interrupted:
+        if not outbox.is_open(entry):
+            print(f"  {entry.name}: delivered; `dvc repro` goes on with this training")
+
+
+def _undelivered(entry: Path) -> str:
+    known = outbox.sent(entry)
+    if reason := outbox.rejection(entry):
+        return f"rejected by the store: {reason}"
+    records = [record for record, _ in outbox.records(entry, known.get("offset", 0))]
+    points = sum(len(record.get("metrics", ())) for record in records)
+    return f"{points} points and {sum('metrics' not in r for r in records)} other records"
+
+
+def _sync(arguments: argparse.Namespace, config: Config) -> None:
+    if not config.tracking.enabled:
+        raise UserError("tracking.enabled in params.yaml is false; set it to true")
+    box = config.box
+    if arguments.again:
+        outbox.retry_rejected(box)
+    _record_results(config, arguments.again)
+    count = len(outbox.pending(box))
+    if not count:
+        print("everything is delivered to MLflow")
+        return
+    outbox.start_sender(config)
+    if reason := Join(config).wait(arguments.wait):
+        pending = outbox.pending(box)
+        rejected = len(list(filter(outbox.rejection, pending)))
+        raise UserError(f"{len(pending)} entries are pending ({rejected} rejected): {reason}")
+    print(f"delivered {count} {'entry' if count == 1 else 'entries'} to MLflow")
+
+
+def _record_results(config: Config, again: bool) -> None:
+    """What lies in the project's files, whoever made it: this machine, or DVC's cache."""
+    if not config.results:
+        return
+    if not (config.root / config.model).exists():
+        print("no finished result here: nothing of it to deliver; `dvc repro` makes one")
+        return
+    try:
+        results = config.load("results")
+        if results is not None:
+            Join(config).evaluation(results(config.root), again)
+    except DataError as error:
+        print(f"splice sync: the results here are not delivered: {error}", file=sys.stderr)
+
+
+def _find(arguments: argparse.Namespace, config: Config) -> None:
+    what = arguments.what
+    value = md5(Path(what)) if Path(what).is_file() else what
+    values = [(tag, value) for tag in ("dvc.model", "git.commit", "dvc.experiment")]
+    if named := provenance.hash_at(config.root, what, config.model):
+        values += [("git.commit", named[0]), ("dvc.model", named[1])]
+    with _store(config) as store:
+        runs = [run for tag, value in values if value for run in store.tagged({tag: value})]
+        found = {run.info.run_id: run for run in (*runs, *store.using(value))}
+    if not found:
+        raise UserError(f"no run of {what} in {redact(config.store)}; `splice sync` may bring it")
+    metric = config.registry.metric
+    for run in found.values():
+        when = time.strftime("%Y-%m-%d %H:%M", time.localtime(run.info.start_time / 1000))
+        value = run.data.metrics.get(metric)
+        print(
+            f"{run.info.run_id}  {run.info.run_name}  {run.info.status}  {when}  "
+            f"{run.data.tags.get('origin', '')}"
+            + (f"  {metric} {value:g}" if value is not None else "")
+            + f"  commit {run.data.tags.get('git.commit', '')[:12]}"
+        )
+
+
+def _promote(arguments: argparse.Namespace, config: Config) -> None:
+    from splice.registry import Comparison, promote
+
+    test = config.root / config.test
+    by = Comparison(config, config.registry, test, config.evaluated_with())
+    with _store(config) as store:
+        verdict = promote(store, by, arguments.version, arguments.force)
+    if not verdict.promoted:
+        raise UserError(f"not promoted: {verdict.why}")
+    print(f"promoted: {verdict.why}")
+
+
+def _rollback(arguments: argparse.Namespace, config: Config) -> None:
+    from splice.registry import roll_back
+
+    with _store(config) as store:
+        version = roll_back(store, config.registry.model, arguments.why)
+    print(f"champion is version {version} again")
+
+
+def _unlock(_arguments: argparse.Namespace, config: Config) -> None:
+    if rwlock.mend(config.home):
+        print("removed .dvc/tmp/rwlock: a dvc was killed while writing it")
+
+
+def _ui(arguments: argparse.Namespace, config: Config) -> None:
+    if not os.environ.get("MLFLOW_TRACKING_URI") and not config.database.exists():
+        with _store(config):  # makes it whole; the server, killed early, would leave half of it
+            pass
+    command = ["mlflow", "server", "--workers", "1"]
+    os.environ["MLFLOW_BACKEND_STORE_URI"] = config.store  # a command line shows its password
+    command += ["--default-artifact-root", (config.home / "mlartifacts").as_uri()]
+    command += ["--host", arguments.host, "--port", str(arguments.port)]
+    print(f"http://{arguments.host}:{arguments.port} (Ctrl-C ends it)", flush=True)
+    python = Path(sys.executable)
+    os.chdir(config.home)
+    os.execv(python, [str(python), "-m", *command])  # noqa: S606
+
+
+@contextmanager
+def _store(config: Config) -> Iterator["Store"]:
+    from splice.errors import Unreachable
+    from splice.mlflow_store import FAILURES, connect
+
+    try:
+        yield connect(config)
+    except (*FAILURES, Unreachable) as error:
+        reason = redact(" ".join(str(error).split()))
+        raise UserError(f"{redact(config.store)} doesn't do it: {reason:.300}") from error
+
+
+if __name__ == "__main__":
+    main()

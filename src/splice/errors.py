@@ -1,0 +1,47 @@
+"""What can go wrong: what a user can cure, shown as one line; and what a store answers."""
+
+import signal
+import sys
+from collections.abc import Callable
+from types import FrameType
+
+EXIT_INTERRUPTED = 130
+
+
+class UserError(Exception):
+    """Something the user can mend: the message says what is wrong, where, and what to do."""
+
+
+class DataError(UserError):
+    """A file is missing, damaged, or not what its name promises."""
+
+
+class Rejected(Exception):
+    """The store answers and says no: trying again as it is can't help."""
+
+
+class Unreachable(Exception):
+    """The store can't be reached or is not well: try again later."""
+
+
+def run(name: str, main: Callable[[], None]) -> None:
+    """Run a stage's or command's main function and leave the process with its exit code."""
+    signal.signal(signal.SIGTERM, _as_interrupt)
+    try:
+        main()
+    except UserError as error:
+        message = " ".join(str(error).split())
+        sys.exit(f"{name}: {message}")
+    except KeyboardInterrupt:
+        print(f"{name}: interrupted; the next `dvc repro` goes on from here", file=sys.stderr)
+        sys.exit(EXIT_INTERRUPTED)
+    except OSError as error:
+        where = f" {error.filename}" if error.filename else ""
+        sys.exit(
+            f"{name}: cannot read or write{where}: {error.strerror or error}; "
+            "make room or make it accessible, then run again"
+        )
+
+
+def _as_interrupt(_signal: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt

@@ -1,0 +1,323 @@
+"""The public face: a training and an evaluation, written to the outbox under content hashes."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from splice import outbox, provenance
+from splice.config import PARAMS, Config
+from splice.errors import UserError
+from splice.files import digest, md5
+from splice.outbox import Point, Training
+from splice.provenance import Commit
+
+NOTE = "mlflow.note.content"
+RULE, SETTINGS = "registry", "how"  # in the record of an evaluation
+
+
+@dataclass(frozen=True)
+class Data:
+    """A file that a run read, as MLflow lists it.
+
+    Attributes:
+        path: from the project's root, as dvc.yaml has it.
+        name: '' for the file's own.
+        digest: DVC's hash; '' for that of the file as it is now.
+        arrays: dtype and shape of what is in it, by name; the first axis counts examples.
+    """
+
+    path: str
+    name: str = ""
+    digest: str = ""
+    arrays: Mapping[str, tuple[str, Sequence[int]]] = field(default_factory=dict)
+
+    def record(self, hash_: str) -> dict[str, Any]:
+        """What stands of it in a journal."""
+        name = self.name or Path(self.path).stem
+        return {"name": name, "digest": hash_, "path": self.path, "arrays": dict(self.arrays)}
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a model and the files beside it say of its training, wherever that was.
+
+    Attributes:
+        params: by name.
+        data: what it was trained on, by context (train, validation …), digests included.
+        points: of its curves: key, value, step.
+        tags: by name.
+    """
+
+    params: Mapping[str, Any]
+    data: Mapping[str, Data]
+    points: Sequence[Point] = ()
+    tags: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What was measured of the model, on the file that `test` of [tool.splice] names.
+
+    Attributes:
+        metrics: by name.
+        params: of the evaluation, by name.
+        files: to be logged, by artifact path.
+        tags: by name.
+        dataset: name of the test data; '' for the file's own.
+        arrays: what is in the test data, as in Data.
+        example: inputs that `export` is handed, as JSON has them.
+        trained: for the run that is made if the store knows none of this model.
+    """
+
+    metrics: Mapping[str, float]
+    params: Mapping[str, Any] = field(default_factory=dict)
+    files: Mapping[str, Path] = field(default_factory=dict)
+    tags: Mapping[str, str] = field(default_factory=dict)
+    dataset: str = ""
+    arrays: Mapping[str, tuple[str, Sequence[int]]] = field(default_factory=dict)
+    example: Any = None
+    trained: Trained | None = None
+
+    def data(self, path: str) -> Data:
+        """The test data, which lies at `path`."""
+        return Data(path, self.dataset, arrays=self.arrays)
+
+
+def evaluation_identity(model: str, test: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What was evaluated, on what, and how: two evaluations that agree in it are the same one."""
+    return {"model": model, "test": test, SETTINGS: dict(settings)}
+
+
+class Run:
+    """A training as it goes on; does nothing where tracking is disabled."""
+
+    def __init__(self, config: Config, journal: Training | None, note: "_Note | None") -> None:
+        self._config, self._journal, self._note = config, journal, note
+
+    def points(self, points: Iterable[Point]) -> None:
+        """Log points of curves: key, value, step. One that was logged before is left out."""
+        if self._journal is not None:
+            self._journal.points(points)
+
+    def sync(self) -> None:
+        """Make what was logged survive a power cut; call it before saving a checkpoint."""
+        if self._journal is not None:
+            self._journal.sync()
+
+    def model(self, example: Any = None, files: Mapping[str, Path] | None = None) -> None:
+        """Hand over the finished model, which lies where [tool.splice] says.
+
+        Args:
+            example: inputs that `export` is handed, as JSON has them.
+            files: to be logged, by artifact path.
+
+        Raises:
+            DataError: the model isn't there.
+            UserError: the disk is full.
+        """
+        if self._journal is None or self._note is None:
+            return
+        path = self._config.root / self._config.model
+        hash_ = md5(path)
+        tags = {NOTE: self._note.with_model(hash_)}
+        self._journal.model(path, hash_, example, files or {}, tags)
+
+
+@dataclass(frozen=True)
+class _Note:
+    """A run's description: how to get what it is made of."""
+
+    config: Config
+    at: Commit
+    files: Mapping[str, tuple[str, str]]
+
+    def text(self) -> str:
+        return provenance.how_to_get(self.config.root, self.at, self.files)
+
+    def with_model(self, hash_: str) -> str:
+        files = {**self.files, "model": (self.config.model, hash_)}
+        return provenance.how_to_get(self.config.root, self.at, files)
+
+
+class Join:
+    """What a project's stages hand over to MLflow; they never wait for it unless they say so."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+
+    def wake(self) -> None:
+        """Have the sender run, which starts up while a stage works."""
+        if self.config.tracking.enabled:
+            outbox.start_sender(self.config)
+
+    @contextmanager
+    def training(
+        self,
+        identity: Any,
+        *,
+        params: Mapping[str, Any],
+        data: Mapping[str, Data | str],
+        tags: Mapping[str, str] | None = None,
+    ) -> Iterator[Run]:
+        """Open a training, or go on with the one of this identity that was interrupted.
+
+        It ends as FINISHED when the block does, as KILLED by KeyboardInterrupt, as FAILED by
+        another exception.
+
+        Args:
+            identity: all that decides the result (parameters, hashes of data and code), as JSON.
+            params: by name, to be logged.
+            data: what it reads, by context: train, validation …
+            tags: by name, to be logged.
+
+        Raises:
+            DataError: a file of `data` isn't there.
+            UserError: the disk is full, or the outbox can't be written.
+        """
+        if not self.config.tracking.enabled:
+            yield Run(self.config, None, None)
+            return
+        from splice.system_metrics import noted
+
+        key, at = digest(identity), self._commit()
+        records = self._records(data)
+        note = _Note(self.config, at, _files(records))
+        opening = {
+            "experiment": self.config.tracking.experiment,
+            "name": provenance.run_name(key),
+            "params": {**params},
+            "tags": {**self._tags(at, records), **(tags or {}), NOTE: note.text()},
+            "datasets": records,
+        }
+        with self._sources(at) as sources:
+            journal = Training(self.config.box, key, opening, sources)
+        with journal:
+            with noted(journal):
+                yield Run(self.config, journal, note)
+            journal.close("FINISHED")
+
+    def identity(self) -> dict[str, Any]:
+        """What an evaluation of the model, as it lies here, is of: equal ones are the same.
+
+        Raises:
+            DataError: the model or the test data isn't there.
+        """
+        if not self.config.test:
+            raise UserError("[tool.splice] in pyproject.toml names no test data; add `test`")
+        root, config = self.config.root, self.config
+        return evaluation_identity(
+            md5(root / config.model), md5(root / config.test), config.evaluated_with()
+        )
+
+    def evaluation(self, evaluation: Evaluation, again: bool = True) -> None:
+        """Record what was measured of the model as it lies here.
+
+        Args:
+            evaluation: the numbers, and what goes with them.
+            again: also if the store, as it is configured now, has this very one already.
+
+        Raises:
+            DataError: the model or the test data isn't there.
+            UserError: the disk is full, or the outbox can't be written.
+        """
+        config, same = self.config, self.identity()
+        identity = digest(same)
+        known = not again and identity in outbox.delivered(config.box, config.store_id)
+        if known or not config.tracking.enabled:
+            return
+        at = self._commit()
+        carried = {Path(config.model).name: config.root / config.model}
+        if config.registry.promote == "auto":
+            carried[Path(config.test).name] = config.root / config.test
+        document = {
+            "model": same["model"],
+            "identity": identity,
+            SETTINGS: same[SETTINGS],
+            "time": outbox.now(),
+            "experiment": config.tracking.experiment,
+            RULE: vars(config.registry),
+            "scores": {**evaluation.metrics},
+            "params": {**evaluation.params},
+            "files": sorted(evaluation.files),
+            "example": evaluation.example,
+            "dataset": evaluation.data(config.test).record(same["test"]),
+            "tags": {
+                **evaluation.tags,
+                f"dvc.data.{provenance.TEST}": same["test"],
+                "git.commit.evaluated": at.id,
+            },
+            "restored": self._restored(evaluation.trained or Trained({}, {}), at, same),
+        }
+        outbox.put_evaluation(config.box, identity, document, {**evaluation.files, **carried})
+
+    def wait(self, patience: float | None = None) -> str:
+        """Wait until everything is delivered; give '' or, in a few words, why it is not.
+
+        Args:
+            patience: seconds for a server that fails or doesn't answer; None: `tracking.patience`.
+        """
+        tracking = self.config.tracking
+        if not tracking.enabled:
+            return ""
+        return outbox.wait(self.config, tracking.patience if patience is None else patience)
+
+    def _commit(self) -> Commit:
+        return provenance.commit(self.config.root, self.config.path)
+
+    def _tags(self, at: Commit, records: Mapping[str, Any]) -> dict[str, str]:
+        hashes = {f"dvc.data.{name}": record["digest"] for name, record in records.items()}
+        return provenance.tags(self.config.root, at) | hashes
+
+    def _records(self, data: Mapping[str, Data | str]) -> dict[str, dict[str, Any]]:
+        items = {name: Data(it) if isinstance(it, str) else it for name, it in data.items()}
+        return {
+            name: item.record(item.digest or md5(self.config.root / item.path))
+            for name, item in items.items()
+        }
+
+    def _restored(self, trained: Trained, at: Commit, same: Mapping[str, Any]) -> dict[str, Any]:
+        """The run of a model that the store doesn't know: it says so."""
+        records = self._records(trained.data)
+        files = {"model": (self.config.model, same["model"]), **_files(records)}
+        files[provenance.TEST] = (self.config.test, same["test"])
+        note = provenance.how_to_get(self.config.root, at, files)
+        return {
+            "name": provenance.run_name(same["model"]).replace("train-", "restored-"),
+            "tags": {
+                **self._tags(at, records),
+                **trained.tags,
+                NOTE: f"Restored by DVC, not trained here.\n\n{note}",
+            },
+            "params": {**trained.params},
+            "datasets": records,
+            "points": list(trained.points),
+        }
+
+    @contextmanager
+    def _sources(self, at: Commit) -> Iterator[dict[str, Path]]:
+        """The parameters, and what differs from the commit: files that go with the run."""
+        params = self.config.root / PARAMS
+        with TemporaryDirectory() as folder:
+            found = {f"source/{PARAMS}": params} if params.exists() else {}
+            if at.diff:
+                found["source/uncommitted.diff"] = Path(folder, "uncommitted.diff")
+                found["source/uncommitted.diff"].write_text(at.diff + "\n", encoding="utf-8")
+            yield found
+
+
+def here() -> Join:
+    """The join of the project that the current folder lies in, its sender woken.
+
+    Raises:
+        UserError: the folder lies in no project with [tool.splice], or its settings are wrong.
+    """
+    join = Join(Config.find(Path.cwd()))
+    join.wake()
+    return join
+
+
+def _files(records: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
+    return {name: (record["path"], record["digest"]) for name, record in records.items()}

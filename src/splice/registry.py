@@ -1,0 +1,181 @@
+"""Which registered model is the champion, and by what rule another takes its place."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from splice import outbox
+from splice.config import Config, Registry
+from splice.errors import UserError
+from splice.files import digest, md5
+from splice.join import Evaluation, evaluation_identity
+from splice.mlflow_store import CHALLENGER, CHAMPION, EVALUATION, MODEL, ORIGIN, PARENT, Store
+from splice.provenance import TEST
+
+WHY, WHEN, BEFORE = "champion.why", "champion.since", "champion.before"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """By what rule, on what data and with what settings two versions are compared.
+
+    Attributes:
+        config: of the project, whose `measure` makes an Evaluation of a predict function, a file
+            of test data and settings.
+        rule: what is compared, and by how much it must be better.
+        test: the file of test data.
+        settings: values of the parameters that change what an evaluation says.
+    """
+
+    config: Config
+    rule: Registry
+    test: Path
+    settings: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether the challenger may become champion, and why or why not."""
+
+    promoted: bool
+    why: str
+
+
+def compare(
+    challenger: Mapping[str, float], champion: Mapping[str, float] | None, rule: Registry
+) -> Verdict:
+    """Hold two evaluations on the same test data to the rule.
+
+    Args:
+        challenger: metrics by name.
+        champion: likewise; None if there is no champion yet.
+        rule: what is compared, and by how much it must be better.
+    """
+    if rule.metric not in challenger:
+        raise UserError(f"registry.metric is {rule.metric!r}, which no evaluation has; change it")
+    if champion is None:
+        return Verdict(True, f"first champion, {rule.metric} {challenger[rule.metric]:g}")
+    sign = 1 if rule.direction == "max" else -1
+    gain = round(sign * (challenger[rule.metric] - champion[rule.metric]), 9)
+    numbers = f"{rule.metric} {challenger[rule.metric]:g} against {champion[rule.metric]:g}"
+    if gain < rule.least_gain or gain <= 0 == rule.least_gain:
+        return Verdict(False, f"{numbers}: gains {gain:g}, needs {rule.least_gain or 'more':}")
+    if not rule.class_metrics:
+        return Verdict(True, f"{numbers}: gains {gain:g}")
+    for name in sorted(name for name in champion if name.startswith(rule.class_metrics)):
+        drop = round(champion[name] - challenger.get(name, 0.0), 9)
+        if drop > rule.class_drop:
+            return Verdict(
+                False, f"{numbers}, but {name} falls by {drop:g}, allowed {rule.class_drop:g}"
+            )
+    return Verdict(True, f"{numbers}: gains {gain:g}, no class falls by over {rule.class_drop:g}")
+
+
+def promote(store: Store, by: Comparison, version: str | None, force: bool) -> Verdict:
+    """Make a version champion if the rule allows it, and say why in its tags.
+
+    Args:
+        store: where the registry is.
+        by: how versions are compared.
+        version: which one; None for the challenger.
+        force: don't ask the rule.
+
+    Raises:
+        UserError: there is no such version, or the test data is missing.
+    """
+    model = by.rule.model
+    candidate = _version(store, model, version)
+    champion = store.alias(model, CHAMPION)
+    if champion is not None and champion.version == candidate.version:
+        return Verdict(False, f"version {candidate.version} is the champion already")
+    if force:
+        verdict = Verdict(True, "forced")
+    else:
+        against = None if champion is None else _measured(store, champion, by)
+        verdict = compare(_measured(store, candidate, by), against, by.rule)
+    if verdict.promoted:
+        before = champion.version if champion is not None else ""
+        for key, value in ((WHY, verdict.why), (WHEN, _now()), (BEFORE, str(before))):
+            store.client.set_model_version_tag(model, candidate.version, key, value[:500])
+        store.client.set_registered_model_alias(model, CHAMPION, candidate.version)
+    else:
+        store.client.set_model_version_tag(
+            model, candidate.version, "champion.refused", verdict.why[:500]
+        )
+    return verdict
+
+
+def roll_back(store: Store, model: str, why: str) -> str:
+    """Make the champion's predecessor champion again; give its version.
+
+    Raises:
+        UserError: there is no champion, or it had no predecessor.
+    """
+    champion = store.alias(model, CHAMPION)
+    before = champion.tags.get(BEFORE) if champion is not None else None
+    if champion is None or not before:
+        raise UserError(f"{model} has no earlier champion to go back to")
+    store.client.set_model_version_tag(
+        model, champion.version, "champion.rolled_back", f"{_now()}: {why}"[:500]
+    )
+    store.client.set_registered_model_alias(model, CHAMPION, before)
+    return str(before)
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S UTC", time.gmtime())
+
+
+def _version(store: Store, model: str, version: str | None) -> Any:
+    if version is None:
+        found = store.alias(model, CHALLENGER)
+        if found is None:
+            raise UserError(f"{model} has no {CHALLENGER}; `dvc repro` and `splice sync` make one")
+        return found
+    named = store.version(model, version)
+    if named is None:
+        raise UserError(f"{model} has no version {version}")
+    return named
+
+
+def _measured(store: Store, version: Any, by: Comparison) -> dict[str, float]:
+    """A version's metrics on this very test data; measured now if they never were."""
+    model, test = version.tags[MODEL], md5(by.test)
+    identity = digest(evaluation_identity(model, test, by.settings))
+    known = store.tagged({MODEL: model, EVALUATION: identity})
+    if known:
+        return dict(known[0].data.metrics)
+    measure = by.config.load("measure")
+    if measure is None:
+        raise UserError(
+            f"version {version.version} was never evaluated on {by.test}, and `measure` of "
+            "[tool.splice] in pyproject.toml names no function that does; name one"
+        )
+    evaluation = measure(store.loaded(version), by.test, by.settings)
+    _record(store, version, identity, evaluation, evaluation.data(by.config.test).record(test))
+    return dict(evaluation.metrics)
+
+
+def _record(
+    store: Store, version: Any, identity: str, evaluation: Evaluation, data: Mapping[str, Any]
+) -> None:
+    """Log what was measured as a child of the run that the version came from."""
+    own = store.run_of_model(version.tags[MODEL])
+    tags = {
+        **evaluation.tags,
+        MODEL: version.tags[MODEL],
+        f"dvc.data.{TEST}": data["digest"],
+        EVALUATION: identity,
+        ORIGIN: "evaluation",
+        PARENT: own.info.run_id if own is not None else "",
+    }
+    source = store.client.get_run(version.run_id).info.experiment_id
+    experiment = store.client.get_experiment(source).name
+    name = f"evaluation-{data['digest'][:8]}-{identity[:8]}"
+    run_id = store.create_run(experiment, name, tags, outbox.now(), unique=EVALUATION)
+    store.dataset(run_id, TEST, data)
+    model_id = version.source.removeprefix("models:/")
+    store.scores(run_id, evaluation.metrics, model_id, data, outbox.now())
+    store.end(run_id, "FINISHED", outbox.now())
