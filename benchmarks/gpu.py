@@ -21,18 +21,20 @@ from torch.nn import functional as F
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 from digits.params import Train
-from digits.training import Images, Step, evaluate, new_net, prepare, train
+from digits.training.device import prepare
+from digits.training.engine import for_training
+from digits.training.loop import Images, Step, new_net, train
 
 MEAN, STD = 0.1307, 0.3081
 ORIGINAL = Train(
     seed=1, epochs=1, batch_size=64, optimizer="sgd", learning_rate=0.001, momentum=0.5,
     beta2=0.999, weight_decay=0.0, schedule="constant", shift=0, keep="last", log_every=100,
-    device="cpu", precision="float32", kernels="auto", threads=0, deterministic=True,
+    device="cpu", precision="float32", engine="auto", threads=0, deterministic=True,
 )  # fmt: skip
 FAST = Train(
     seed=1, epochs=1, batch_size=256, optimizer="adamw", learning_rate=0.008, momentum=0.7,
     beta2=0.9, weight_decay=0.01, schedule="one-cycle", shift=0, keep="last", log_every=1000,
-    device="cuda", precision="auto", kernels="auto", threads=0, deterministic=False,
+    device="cuda", precision="auto", engine="auto", threads=0, deterministic=False,
 )  # fmt: skip
 
 
@@ -58,15 +60,17 @@ def ours(recipe: Train, data: tuple[Images, Images]) -> tuple[float, float, list
     machine = prepare(recipe)
     training, test = data[0].to(machine.device), data[1].to(machine.device)
     none = Images(training.images[:0], training.labels[:0])
-    net = new_net(recipe, 10, MEAN, STD).to(machine.device)
+    net = new_net(recipe.seed, 10, (1, 28, 28), MEAN, STD).to(machine.device)
     synchronize(machine.device)
     began = time.perf_counter()
-    losses = [e.loss for e in train(net, training, none, recipe, machine) if isinstance(e, Step)]
+    engine = for_training(net, *training, recipe, machine)
+    events = train(net, training, none, recipe, machine, engine)
+    losses = [event.loss for event in events if isinstance(event, Step)]
     synchronize(machine.device)
     seconds = time.perf_counter() - began
     return (
         seconds,
-        accuracy(lambda images: evaluate(net, Images(images, test.labels)), test),
+        accuracy(lambda images: engine.log_probabilities(net, images, 500), test),
         losses,
     )
 

@@ -22,7 +22,9 @@ from digits.processed import PixelFacts, Split
 from digits.project import Paths, State
 from digits.tracking import telemetry
 from digits.tracking.outbox import Training
-from digits.training import Epoch, Event, Images, Machine, Snapshot, Step, new_net, prepare, train
+from digits.training.device import Machine, prepare
+from digits.training.engine import Engine, for_training
+from digits.training.loop import Epoch, Event, Images, Snapshot, Step, new_net, train
 
 
 def fit(params: Params, paths: Paths, state: State) -> None:
@@ -35,19 +37,25 @@ def fit(params: Params, paths: Paths, state: State) -> None:
     training = splits["train"]
     machine = prepare(params.train)
     data = {name: md5(paths.split(name)) for name in splits}
-    key = checkpoints.key(_identity(params, data, machine))
+    net = new_net(
+        params.train.seed, len(training.facts.classes), training.shape, *_pixels(training, paths)
+    ).to(machine.device)
+    images = {name: _on(machine, split) for name, split in splits.items()}
+    engine = for_training(net, *images["train"], params.train, machine)
+    stage.say("train", f"computed by {engine.name} on {machine.description}: {engine.why}")
+    key = checkpoints.key(_identity(params, data, machine, engine))
     file = checkpoints.path(state.checkpoints, key)
     at = lineage.commit(paths.root)
-    opening = _opening(params, paths, at, machine, splits, data, key)
+    opening = _opening(params, paths, at, machine, engine, splits, data, key)
     with _sources(paths, at) as sources, _journal(params, state, key, opening, sources) as journal:
         history, resume = _resumed(file, key)
-        net = new_net(params.train, len(training.facts.classes), *_pixels(training, paths))
         events = train(
-            net.to(machine.device),
-            _on(machine, training),
-            _on(machine, splits["validation"]),
+            net,
+            images["train"],
+            images["validation"],
             params.train,
             machine,
+            engine,
             params.checkpoint.every_steps,
             resume,
         )
@@ -59,7 +67,7 @@ def fit(params: Params, paths: Paths, state: State) -> None:
         weights.save(paths.model, net.state_dict(), _description(params, splits, data))
         _write_reports(paths, history)
         if journal is not None:
-            example = training.images[:2].reshape(2, -1).tolist()
+            example = training.images[:2].tolist()
             files = {"history/steps.csv": paths.steps, "history/epochs.csv": paths.epochs}
             journal.model(paths.model, md5(paths.model), example, files, _note(paths, at, data))
             journal.close("FINISHED")
@@ -109,13 +117,16 @@ def _on(machine: Machine, split: Split) -> Images:
     return Images(images, labels.long()).to(machine.device)
 
 
-def _identity(params: Params, data: dict[str, str], machine: Machine) -> dict[str, Any]:
+def _identity(
+    params: Params, data: dict[str, str], machine: Machine, engine: Engine
+) -> dict[str, Any]:
     return {
         "train": asdict(params.train),
         "data": data,
         "code": checkpoints.code(),
         "torch": str(torch.__version__),
-        "machine": [str(part) for part in machine],
+        "engine": engine.name,
+        "machine": [str(part) for part in machine] if engine.name == "torch" else [],
     }
 
 
@@ -124,7 +135,9 @@ def _description(
 ) -> dict[str, Any]:
     """What the model file says of itself: what it was made from, and nothing of when or where."""
     return {
+        "net": weights.code_digest(),
         "classes": list(splits["train"].facts.classes),
+        "shape": list(splits["train"].shape),
         "dataset": splits["train"].facts.dataset,
         "data": dict(data),
         "images": {name: len(split) for name, split in splits.items()},
@@ -253,6 +266,7 @@ def _opening(
     paths: Paths,
     at: Commit,
     machine: Machine,
+    engine: Engine,
     splits: Mapping[str, Split],
     data: Mapping[str, str],
     key: str,
@@ -264,7 +278,8 @@ def _opening(
         "dataset": splits["train"].facts.dataset,
         "device": machine.description,
         "precision": str(machine.precision).removeprefix("torch."),
-        "kernels": machine.kernels,
+        "engine": engine.name,
+        "engine.why": engine.why,
         "threads": str(machine.threads),
         "deterministic": str(params.train.deterministic).lower(),
         "mlflow.note.content": lineage.how_to_get(paths.root, at, files),
@@ -275,7 +290,7 @@ def _opening(
             "name": f"{split.facts.dataset}-{name}",
             "digest": data[name],
             "path": files[name][0],
-            "images": len(split),
+            "shape": list(split.images.shape),
         }
         for name, split in splits.items()
         if len(split)

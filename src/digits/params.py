@@ -101,7 +101,7 @@ class Train:
     log_every: Annotated[int, Within(1, 1_000_000)]
     device: Device
     precision: Annotated[str, OneOf(("auto", "float32", "bfloat16"))]
-    kernels: Annotated[str, OneOf(("auto", "compiled", "torch"))]
+    engine: Annotated[str, OneOf(("auto", "compiled", "torch"))]
     threads: Annotated[int, Within(0, 1024)]
     deterministic: bool
 

@@ -44,7 +44,7 @@ def put(params: Params, paths: Paths, state: State) -> Path:
             "run `dvc repro`"
         )
     _, description = tensorfile.read(paths.model)
-    if not {"data", "dataset", "images", "params"} <= set(description):
+    if not {"data", "dataset", "images", "params", "shape"} <= set(description):
         raise DataError(
             f"{paths.model} doesn't say what it was made from; delete it and run `dvc repro`"
         )
@@ -68,12 +68,12 @@ def put(params: Params, paths: Paths, state: State) -> Path:
         "scores": _flat_scores(paths),
         "params": params.flat("evaluate"),
         "files": sorted(files),
-        "example": test.images[:2].reshape(2, -1).tolist(),
+        "example": test.images[:2].tolist(),
         "dataset": {
             "name": f"{test.facts.dataset}-test",
             "digest": same["test"],
             "path": "data/processed/test.safetensors",
-            "images": len(test),
+            "shape": list(test.images.shape),
         },
         **_lineage(paths, same, description),
     }
@@ -129,7 +129,7 @@ def _lineage(paths: Paths, same: dict[str, Any], description: dict[str, Any]) ->
                 "name": f"{description['dataset']}-{name}",
                 "digest": hash_,
                 "path": where[name][0],
-                "images": description["images"][name],
+                "shape": [description["images"][name], *description["shape"]],
             }
             for name, hash_ in data.items()
             if description["images"][name]

@@ -53,7 +53,8 @@ def warm_up() -> None:
     from digits.net import Net
 
     with _export_lock, tempfile.TemporaryDirectory() as folder:
-        export(Net(), 10, np.zeros((2, 1, 28, 28), np.uint8), Path(folder, "model"))
+        net, example = Net(), np.zeros((2, 1, 28, 28), np.uint8)
+        export(net, 10, example, Path(folder, "model"))
 
 
 class Delivery:
@@ -195,7 +196,7 @@ class Delivery:
         if not (folder / "MLmodel").exists():
             self.say("preparing", "")
             net, description = load_net(self.folder / FILES / "net.safetensors")
-            images = np.array(example, np.uint8).reshape(-1, 1, 28, 28)
+            images = np.array(example, np.uint8)
             aside = self.folder / f"model.{os.getpid()}"
             with _export_lock:
                 export(net, len(description["classes"]), images, aside)

@@ -182,7 +182,7 @@ def _measure(store: Store, version: Any, test: Path, digest: str, rule: Rule) ->
         "name": f"{split.facts.dataset}-test",
         "digest": digest,
         "path": "data/processed/test.safetensors",
-        "images": len(split),
+        "shape": list(split.images.shape),
     }
     store.dataset(run_id, "test", dataset)
     model_id = version.source.removeprefix("models:/")

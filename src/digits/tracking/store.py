@@ -164,14 +164,14 @@ class Store:
             self.client.log_batch(run_id, metrics[start : start + METRICS_A_CALL])
 
     def dataset(self, run_id: str, context: str, dataset: Mapping[str, Any]) -> None:
-        """Say which data a run used: name, digest (the DVC hash), path, images, classes."""
-        shape = [dataset["images"], 1, 28, 28]
+        """Say which data a run used: name, digest (the DVC hash), path, shape of the images."""
+        shape = dataset["shape"]
         entity = Dataset(
             name=dataset["name"],
             digest=dataset["digest"],
             source_type="local",
             source=json.dumps({"uri": dataset["path"]}),
-            schema=json.dumps(_tensor_schema()),
+            schema=json.dumps(_tensor_schema(shape[1:])),
             profile=json.dumps({"features_shape": shape, "targets_shape": shape[:1]}),
         )
         inputs = DatasetInput(entity, [InputTag("mlflow.data.context", context)])
@@ -307,7 +307,7 @@ class Store:
         return _if_there(self.client.get_model_version, name, version)
 
     def log_probabilities(self, version: ModelVersion, images: Any) -> Any:
-        """What a registered version answers to uint8 images `[N, 1, 28, 28]`: `[N, classes]`."""
+        """What a registered version answers to uint8 images: `[N, classes]`."""
         import mlflow
         import numpy
 
@@ -383,7 +383,7 @@ def export(net: Any, classes: int, example: Any, folder: Path) -> None:
     Args:
         net: a `digits.net.Net` on the CPU.
         classes: how many.
-        example: uint8 array `[N, 1, 28, 28]`, N at least 2, kept as the input example.
+        example: uint8 images `[N, channels, height, width]`, N at least 2, kept as an example.
         folder: made anew.
     """
     import mlflow.pytorch
@@ -398,7 +398,7 @@ def export(net: Any, classes: int, example: Any, folder: Path) -> None:
         str(folder),
         signature=ModelSignature(
             # unnamed: arrays of named tensors are passed on as a dict, which this flavor refuses
-            Schema([TensorSpec(numpy.dtype("uint8"), (-1, 1, 28, 28))]),
+            Schema([TensorSpec(numpy.dtype("uint8"), (-1, *example.shape[1:]))]),
             Schema([TensorSpec(numpy.dtype("float32"), (-1, classes))]),
         ),
         input_example=example,
@@ -418,13 +418,13 @@ def as_failure(error: Exception) -> Refused | Unreachable:
     return Refused(message) if damaged or code in REFUSALS else Unreachable(message)
 
 
-def _tensor_schema() -> dict[str, Any]:
+def _tensor_schema(image: Sequence[int]) -> dict[str, Any]:
     def tensor(dtype: str, shape: list[int]) -> str:
         return json.dumps([{"type": "tensor", "tensor-spec": {"dtype": dtype, "shape": shape}}])
 
     return {
         "mlflow_tensorspec": {
-            "features": tensor("uint8", [-1, 1, 28, 28]),
+            "features": tensor("uint8", [-1, *image]),
             "targets": tensor("uint8", [-1]),
         }
     }
