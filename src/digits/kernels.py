@@ -5,6 +5,8 @@ compiler that the environment brings along, and kept in the environment. Where t
 `library` gives None and torch does the work.
 """
 
+from __future__ import annotations
+
 import ctypes
 import hashlib
 import os
@@ -18,13 +20,15 @@ from ctypes import POINTER, byref, c_double, c_float, c_int64, c_void_p, cast
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from digits.net import Net
-from digits.params import Train
+
+if TYPE_CHECKING:
+    from digits.params import Train
 
 SOURCE = Path(__file__).with_name("kernels.c")
 FLAGS = (

@@ -3,13 +3,15 @@
 It imports torch alone, so it can be run and checked on a bare GPU machine.
 """
 
+from __future__ import annotations
+
 import contextlib
 import math
 import os
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,7 +21,9 @@ from digits import kernels
 from digits.errors import DeviceError, DivergedError
 from digits.kernels import CompiledSteps
 from digits.net import Net
-from digits.params import Train
+
+if TYPE_CHECKING:
+    from digits.params import Train
 
 EVALUATION_BATCH = 500
 SIDE = 28
@@ -31,7 +35,7 @@ class Images(NamedTuple):
     images: Tensor
     labels: Tensor
 
-    def to(self, device: torch.device) -> "Images":
+    def to(self, device: torch.device) -> Images:
         """The same split on another device."""
         return Images(self.images.to(device), self.labels.to(device))
 
