@@ -62,7 +62,7 @@ def test_the_net_is_the_one_of_the_original() -> None:
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
 @pytest.mark.parametrize("keep", ["last", "best"])
 def test_a_training_resumed_from_any_snapshot_ends_with_the_same_bytes(
-    optimizer: str, keep: str, kernels: str
+    optimizer: Any, keep: Any, kernels: Any
 ) -> None:
     recipe = replace(SMALL, optimizer=optimizer, keep=keep, learning_rate=0.01, kernels=kernels)
     net, events = run(recipe)
@@ -86,7 +86,7 @@ def test_the_seed_changes_the_model_and_nothing_else_does() -> None:
 
 
 @pytest.mark.parametrize("kernels", ["compiled", "torch"])
-def test_a_loss_that_is_not_finite_stops_the_training(kernels: str) -> None:
+def test_a_loss_that_is_not_finite_stops_the_training(kernels: Any) -> None:
     recipe = replace(
         SMALL, kernels=kernels, optimizer="sgd", schedule="constant", learning_rate=100.0, epochs=5
     )
