@@ -74,6 +74,7 @@ def test_the_parameters_of_the_repository_are_good() -> None:
         ("registry.metric", "accuracy"),
         ("registry.promote", True),
         ("registry.class_drop", 1.5),
+        ("registry.least_gain", 1e9),
     ],
 )
 def test_a_bad_value_is_refused_by_its_name_with_what_is_allowed(name: str, value: Any) -> None:
