@@ -13,6 +13,7 @@ from contextlib import closing
 from ctypes import CDLL
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -154,7 +155,7 @@ def test_images_are_moved_as_told() -> None:
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
-def test_any_number_of_threads_trains_the_same_bytes(optimizer: str) -> None:
+def test_any_number_of_threads_trains_the_same_bytes(optimizer: Any) -> None:
     recipe = replace(SMALL, optimizer=optimizer, batch_size=100)
     first, *others = (run(replace(recipe, threads=threads)) for threads in (1, 2, 3, 7))
     for net, events in others:

@@ -59,7 +59,7 @@ def test_the_net_is_the_one_of_the_original() -> None:
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
 @pytest.mark.parametrize("keep", ["last", "best"])
 def test_a_training_resumed_from_any_snapshot_ends_with_the_same_bytes(
-    optimizer: str, keep: str, engine: str
+    optimizer: Any, keep: Any, engine: Any
 ) -> None:
     recipe = replace(SMALL, optimizer=optimizer, keep=keep, learning_rate=0.01, engine=engine)
     net, events = run(recipe)
@@ -83,7 +83,7 @@ def test_the_seed_changes_the_model_and_nothing_else_does() -> None:
 
 
 @pytest.mark.parametrize("engine", ["compiled", "torch"])
-def test_a_loss_that_is_not_finite_stops_the_training(engine: str) -> None:
+def test_a_loss_that_is_not_finite_stops_the_training(engine: Any) -> None:
     recipe = replace(
         SMALL, engine=engine, optimizer="sgd", schedule="constant", learning_rate=100.0, epochs=5
     )

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 from digits import lineage, project, rwlock, stage
 from digits.errors import DataError, UserError
 from digits.files import md5
-from digits.params import Params, load
 from digits.tracking import outbox
 from digits.tracking.redact import redact
 
 if TYPE_CHECKING:
+    from digits.params import Params
     from digits.tracking.registry import Rule
     from digits.tracking.store import Store
 
@@ -99,6 +99,8 @@ def _undelivered(entry: Path) -> str:
 
 
 def _sync(arguments: argparse.Namespace) -> None:
+    from digits.params import load
+
     params = load(project.paths().params)
     if not params.tracking.enabled:
         raise UserError("tracking.enabled in params.yaml is false; set it to true")
@@ -119,7 +121,7 @@ def _sync(arguments: argparse.Namespace) -> None:
     print(f"MLflow was told {count} {'entry' if count == 1 else 'entries'}")
 
 
-def _put_results(params: Params, box: Path, again: bool) -> None:
+def _put_results(params: "Params", box: Path, again: bool) -> None:
     """What lies in models/ and reports/, whoever made it: this machine, or DVC's cache."""
     paths = project.paths()
     if not paths.model.exists() or not (paths.reports / "evaluation.json").exists():
@@ -169,6 +171,7 @@ def _promote(arguments: argparse.Namespace) -> None:
 
 
 def _rollback(arguments: argparse.Namespace) -> None:
+    from digits.params import load
     from digits.tracking.registry import roll_back
 
     with _store() as store:
@@ -222,6 +225,7 @@ def _store() -> Iterator["Store"]:
 
 
 def _rule() -> "Rule":
+    from digits.params import load
     from digits.tracking.registry import Rule
 
     params = load(project.paths().params)

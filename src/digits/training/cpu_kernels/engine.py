@@ -4,6 +4,8 @@
 compiler that the environment brings along, and kept in the environment.
 """
 
+from __future__ import annotations
+
 import ctypes
 import hashlib
 import os
@@ -75,7 +77,7 @@ def misfit(net: nn.Module, image: Sequence[int], device: torch.device) -> str:
     return compiled if isinstance(compiled, str) else ""
 
 
-def untrainable(recipe: "Train", machine: Machine) -> str:
+def untrainable(recipe: Train, machine: Machine) -> str:
     """Why the kernels can't train by a recipe; empty if they can."""
     if recipe.optimizer not in OPTIMIZERS:
         return f"the kernels have no {recipe.optimizer}"
@@ -186,7 +188,7 @@ class Steps:
     """
 
     def __init__(
-        self, net: nn.Module, images: Tensor, labels: Tensor, recipe: "Train", machine: Machine
+        self, net: nn.Module, images: Tensor, labels: Tensor, recipe: Train, machine: Machine
     ) -> None:
         self.recipe = recipe
         chunks = -(-min(recipe.batch_size, len(labels)) // LANES)
@@ -326,7 +328,7 @@ def _packed(net: nn.Module) -> tuple[_Layout, Tensor]:
     return _Layout(*starts, end), block
 
 
-def _coefficients(recipe: "Train", step: int, rate: float) -> tuple[float, float, float]:
+def _coefficients(recipe: Train, step: int, rate: float) -> tuple[float, float, float]:
     """A step's numbers: its rate, how much of the weights stays, AdamW's scale of `second`."""
     if recipe.optimizer == "sgd":
         return rate, 1.0, 1.0
