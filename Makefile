@@ -42,7 +42,7 @@ test: setup                 ## the test suite
 check: setup                ## lint, format and types
 	ruff check .
 	ruff format --check .
-	mypy src tests benchmarks docs
+	mypy src tests benchmarks
 
 format: setup               ## format the code
 	ruff check --fix .

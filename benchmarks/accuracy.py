@@ -7,9 +7,13 @@ import argparse
 import time
 from dataclasses import replace
 
+from torch import Tensor
+
 import mnist
 from digits.params import Params
-from digits.training import evaluate, new_net, prepare, train
+from digits.training.device import prepare
+from digits.training.engine import for_training
+from digits.training.loop import new_net, train
 
 
 def measure(params: Params, data: mnist.Data, seed: int) -> tuple[float, float, float]:
@@ -19,18 +23,27 @@ def measure(params: Params, data: mnist.Data, seed: int) -> tuple[float, float, 
     splits = [split.to(machine.device) for split in data[:3]]
     mean = data.mean if params.preprocess.mean is None else params.preprocess.mean
     std = data.std if params.preprocess.std is None else params.preprocess.std
-    net = new_net(recipe, 10, mean, std).to(machine.device)
+    net = new_net(recipe.seed, 10, (1, 28, 28), mean, std).to(machine.device)
+    engine = for_training(net, *splits[0], recipe, machine)
     began = time.perf_counter()
-    for _ in train(net, splits[0], splits[1], recipe, machine):
+    for _ in train(net, splits[0], splits[1], recipe, machine, engine):
         pass
     seconds = time.perf_counter() - began
     scores = [
-        (evaluate(net, split).argmax(1) == split.labels).double().mean().item()
+        (engine.log_probabilities(net, split.images, 500).argmax(1) == split.labels)
+        .double()
+        .mean()
+        .item()
         if len(split.labels)
         else float("nan")
         for split in splits[1:]
     ]
     return scores[0], scores[1], seconds
+
+
+def accuracy(output: Tensor, labels: Tensor) -> float:
+    """Share of right answers, 0..1; NaN of none."""
+    return (output.argmax(1) == labels).double().mean().item()
 
 
 def main() -> None:

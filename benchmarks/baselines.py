@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 import mnist
 from digits.net import Net
-from digits.training import Images
+from digits.training.loop import Images
 from gpu import Plain
 
 

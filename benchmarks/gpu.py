@@ -13,6 +13,8 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -20,19 +22,30 @@ from torch.nn import functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
-from digits.params import Train
-from digits.training import Images, Step, evaluate, new_net, prepare, train
+from digits.training.device import prepare
+from digits.training.engine import for_training
+from digits.training.loop import Images, Step, new_net, train
+
+if TYPE_CHECKING:
+    from digits.params import Train
+
+
+def train_params(**values: Any) -> "Train":
+    """Section `train` of params.yaml where there is no pydantic to check it."""
+    return cast("Train", SimpleNamespace(**values))
+
 
 MEAN, STD = 0.1307, 0.3081
-ORIGINAL = Train(
+SEEDS = range(1, 6)
+ORIGINAL = train_params(
     seed=1, epochs=1, batch_size=64, optimizer="sgd", learning_rate=0.001, momentum=0.5,
     beta2=0.999, weight_decay=0.0, schedule="constant", shift=0, keep="last", log_every=100,
-    device="cpu", precision="float32", kernels="auto", threads=0, deterministic=True,
+    device="cpu", precision="float32", engine="auto", threads=0, deterministic=True,
 )  # fmt: skip
-FAST = Train(
+FAST = train_params(
     seed=1, epochs=1, batch_size=256, optimizer="adamw", learning_rate=0.008, momentum=0.7,
     beta2=0.9, weight_decay=0.01, schedule="one-cycle", shift=0, keep="last", log_every=1000,
-    device="cuda", precision="auto", kernels="auto", threads=0, deterministic=False,
+    device="cuda", precision="auto", engine="auto", threads=0, deterministic=False,
 )  # fmt: skip
 
 
@@ -53,20 +66,22 @@ def read(folder: Path) -> tuple[Images, Images]:
     return train, test
 
 
-def ours(recipe: Train, data: tuple[Images, Images]) -> tuple[float, float, list[float]]:
+def ours(recipe: "Train", data: tuple[Images, Images]) -> tuple[float, float, list[float]]:
     """Seconds of training, test accuracy, and the logged losses."""
     machine = prepare(recipe)
     training, test = data[0].to(machine.device), data[1].to(machine.device)
     none = Images(training.images[:0], training.labels[:0])
-    net = new_net(recipe, 10, MEAN, STD).to(machine.device)
+    net = new_net(recipe.seed, 10, (1, 28, 28), MEAN, STD).to(machine.device)
     synchronize(machine.device)
     began = time.perf_counter()
-    losses = [e.loss for e in train(net, training, none, recipe, machine) if isinstance(e, Step)]
+    engine = for_training(net, *training, recipe, machine)
+    events = train(net, training, none, recipe, machine, engine)
+    losses = [event.loss for event in events if isinstance(event, Step)]
     synchronize(machine.device)
     seconds = time.perf_counter() - began
     return (
         seconds,
-        accuracy(lambda images: evaluate(net, Images(images, test.labels)), test),
+        accuracy(lambda images: engine.log_probabilities(net, images, 500), test),
         losses,
     )
 
@@ -144,19 +159,22 @@ def main() -> None:
         sys.exit(f"{__doc__}\nneeds CUDA and one argument")
     data = read(Path(sys.argv[1]))
     _, on_cpu, cpu_losses = ours(ORIGINAL, data)
-    from dataclasses import replace
-
-    first = ours(replace(ORIGINAL, device="cuda"), data)
-    again = ours(replace(ORIGINAL, device="cuda"), data)
+    on_gpu = train_params(**vars(ORIGINAL) | {"device": "cuda"})
+    first, again = ours(on_gpu, data), ours(on_gpu, data)
     apart = max(abs(a - b) for a, b in zip(cpu_losses, first[2], strict=True))
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}")
     print(f"original recipe: CPU {on_cpu:.2%}, GPU {first[1]:.2%}; losses {apart:.4f} apart")
     print(f"deterministic: {'same losses twice' if first[2] == again[2] else 'NOT THE SAME'}")
     ours(FAST, data)
     record(0, data)
-    rows = [ours(replace(FAST, seed=seed), data)[:2] for seed in range(1, 6)]
-    exact = [ours(replace(FAST, seed=s, deterministic=True), data)[:2] for s in range(1, 6)]
-    others = [record(seed, data) for seed in range(1, 6)]
+    rows, exact = (
+        [
+            ours(train_params(**vars(FAST) | {"seed": s, "deterministic": d}), data)[:2]
+            for s in SEEDS
+        ]
+        for d in (False, True)
+    )
+    others = [record(seed, data) for seed in SEEDS]
     print("| | seconds, warm (median of 5) | test accuracy (mean) |\n|---|---|---|")
     for name, measured in (("this Net", rows), ("… deterministic", exact), ("record", others)):
         seconds = statistics.median(row[0] for row in measured)

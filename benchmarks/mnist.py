@@ -13,7 +13,7 @@ sys.path.insert(0, str(ROOT / "src"))
 from digits import datasets, formats  # noqa: E402
 from digits.params import Params, load  # noqa: E402
 from digits.splitting import pixel_statistics, stratified  # noqa: E402
-from digits.training import Images  # noqa: E402
+from digits.training.loop import Images  # noqa: E402
 
 
 class Data(NamedTuple):

@@ -7,7 +7,9 @@ import argparse
 from dataclasses import replace
 
 import mnist
-from digits.training import Images, Step, evaluate, new_net, prepare, train
+from digits.training.device import prepare
+from digits.training.engine import for_training
+from digits.training.loop import Images, Step, new_net, train
 
 PUBLISHED = (
     2.290735, 2.228956, 2.121080, 1.893549, 1.570034,
@@ -23,11 +25,13 @@ def curve(data: mnist.Data, seed: int) -> tuple[list[float], float]:
     assert mean is not None
     assert std is not None
     machine = prepare(recipe)
-    net = new_net(recipe, 10, mean, std).to(machine.device)
+    net = new_net(seed, 10, (1, 28, 28), mean, std).to(machine.device)
     training, test = data.train.to(machine.device), data.test.to(machine.device)
+    engine = for_training(net, *training, recipe, machine)
     none = Images(training.images[:0], training.labels[:0])
-    losses = [e.loss for e in train(net, training, none, recipe, machine) if isinstance(e, Step)]
-    right = evaluate(net, test).argmax(1) == test.labels
+    events = train(net, training, none, recipe, machine, engine)
+    losses = [event.loss for event in events if isinstance(event, Step)]
+    right = engine.log_probabilities(net, test.images, 500).argmax(1) == test.labels
     return losses, right.double().mean().item()
 
 

@@ -28,7 +28,9 @@ import torch
 import baselines
 import mnist
 from accuracy import measure
-from digits.training import Images, Step, evaluate, new_net, prepare, train
+from digits.training.device import prepare
+from digits.training.engine import for_answers, for_training
+from digits.training.loop import Images, Step, new_net, train
 from splice import outbox
 
 HERE = Path(__file__).resolve().parent
@@ -66,10 +68,12 @@ def epoch(rounds: int, images: int = 60_000) -> list[Figure]:
         seconds, their_losses = baselines.dataloader_epoch(data, number + 1)
         theirs.append(seconds)
         recipe = replace(params.train, seed=number + 1)
-        net = new_net(recipe, 10, 0.1307, 0.3081)
+        net = new_net(recipe.seed, 10, (1, 28, 28), 0.1307, 0.3081)
         began = time.perf_counter()
+        engine = for_training(net, *data, recipe, machine)
         none = Images(data.images[:0], data.labels[:0])
-        steps = [e.loss for e in train(net, data, none, recipe, machine) if isinstance(e, Step)]
+        events = train(net, data, none, recipe, machine, engine)
+        steps = [event.loss for event in events if isinstance(event, Step)]
         ours.append(time.perf_counter() - began)
         curves.append((steps, their_losses))
     torch.set_num_threads(machine.threads)
@@ -122,11 +126,12 @@ def evaluation() -> list[Figure]:
     data = mnist.read(0)
     machine = prepare(params.train)
     torch.set_num_threads(machine.threads)
-    net = new_net(params.train, 10, 0.13, 0.31)
+    net = new_net(1, 10, (1, 28, 28), 0.13, 0.31)
     times = []
     for _ in range(3):
         began = time.perf_counter()
-        evaluate(net, data.test, params.evaluate.batch_size)
+        engine = for_answers(net, data.test.images)
+        engine.log_probabilities(net, data.test.images, params.evaluate.batch_size)
         times.append(time.perf_counter() - began)
     return [Figure("evaluation of 10,000 images (s)", times[0], 1.0, f"first {times[0]:.2f} s")]
 

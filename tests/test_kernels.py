@@ -13,22 +13,35 @@ from contextlib import closing
 from ctypes import CDLL
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from digits import kernels
-from digits.errors import DeviceError
-from digits.kernels import CompiledSteps, predict
+from digits.errors import EngineError
 from digits.net import Net
 from digits.params import Train, load
-from digits.training import Images, new_net, prepare
-from test_training import SMALL, run, some
+from digits.training.cpu_kernels import engine as kernels
+from digits.training.device import prepare
+from digits.training.engine import for_training
+from digits.training.loop import Images
+from test_training import SMALL, first_net, run, some
 
 RECIPE = load(Path(__file__).resolve().parents[1] / "params.yaml").train
-PLAIN = replace(RECIPE, optimizer="sgd", momentum=0.0, weight_decay=0.0)
+PLAIN = replace(RECIPE, optimizer="sgd", momentum=0.0, weight_decay=0.0, shift=0)
+MACHINE = prepare(replace(RECIPE, device="cpu"))
+
+
+def predict(net: Net, images: Tensor, threads: int) -> Tensor:
+    torch.set_num_threads(threads)
+    return kernels.log_probabilities(net, images, 1)
+
+
+def engine_of(recipe: Train, net: Net | None = None) -> str:
+    chosen = replace(recipe, device="cpu")
+    return for_training(net or Net(), *some(30), chosen, prepare(chosen)).name
 
 
 def gradients(net: Net, data: Images, threads: int, times: int = 1) -> tuple[float, float, int]:
@@ -37,7 +50,8 @@ def gradients(net: Net, data: Images, threads: int, times: int = 1) -> tuple[flo
     recipe = replace(PLAIN, batch_size=count)
     loss_sum, right = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.int64)
     order, places = torch.arange(count), torch.zeros(2, count, dtype=torch.int64)
-    with closing(CompiledSteps(net, data.images, data.labels, recipe, threads)) as steps:
+    machine = MACHINE._replace(threads=threads)
+    with closing(kernels.Steps(net, data.images, data.labels, recipe, machine)) as steps:
         for _ in range(times):
             loss = steps(order, places, 0, [0.0], loss_sum, right)
         for name, parameter in net.named_parameters():
@@ -47,7 +61,7 @@ def gradients(net: Net, data: Images, threads: int, times: int = 1) -> tuple[flo
 
 def exact_output(net: Net, images: Tensor) -> tuple[Net, Tensor]:
     """A copy in double precision, and its log-probabilities."""
-    exact = Net(net.fc2.out_features, float(net.mean), float(net.std)).double()
+    exact = Net(net.fc2.out_features).double()
     exact.load_state_dict(net.state_dict())
     pixels = (images.double() / 255 - net.mean.double()) / net.std.double()
     hidden = F.max_pool2d(F.relu(exact.conv1(pixels)), 2)
@@ -70,7 +84,7 @@ def test_gradients_are_those_of_autograd_in_double_precision(
     batch: int, threads: int, classes: int
 ) -> None:
     torch.manual_seed(batch)
-    net = Net(classes, 0.2, 0.4)
+    net = Net(classes, mean=0.2, std=0.4)
     data = some(batch, seed=batch)
     # the second time must not see what the first left behind
     loss, loss_sum, right = gradients(net, data, threads, times=2)
@@ -82,10 +96,12 @@ def test_gradients_are_those_of_autograd_in_double_precision(
 
 
 def test_the_first_weights_are_those_of_torch_but_for_rounding() -> None:
-    net = new_net(RECIPE, 10, 0.13, 0.31)
+    net = first_net(RECIPE)
     torch.manual_seed(RECIPE.seed)
-    for ours, theirs in zip(net.parameters(), Net().parameters(), strict=True):
-        assert torch.allclose(ours, theirs, rtol=0, atol=1e-7)
+    layers = nn.Conv2d(1, 20, 5), nn.Conv2d(20, 50, 5), nn.Linear(800, 500), nn.Linear(500, 10)
+    theirs = [parameter for layer in layers for parameter in layer.parameters()]
+    for one, other in zip(net.parameters(), theirs, strict=True):
+        assert torch.allclose(one, other, rtol=0, atol=1e-7)
 
 
 def test_equal_brightness_in_a_pooling_window_sends_the_gradient_where_max_pool_does() -> None:
@@ -130,8 +146,8 @@ def test_images_are_moved_as_told() -> None:
     nets[1].load_state_dict(nets[0].state_dict())
     gradients(nets[0], Images(torch.stack(moved), data.labels[order]), 1)
     sums = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.int64)
-    recipe = replace(PLAIN, batch_size=20)
-    with closing(CompiledSteps(nets[1], padded, data.labels, recipe, 1)) as steps:
+    recipe = replace(PLAIN, batch_size=20, shift=2)
+    with closing(kernels.Steps(nets[1], data.images, data.labels, recipe, MACHINE)) as steps:
         steps(order, places, 0, [0.0], *sums)
         for name, parameter in nets[0].named_parameters():
             assert parameter.grad is not None
@@ -139,7 +155,7 @@ def test_images_are_moved_as_told() -> None:
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
-def test_any_number_of_threads_trains_the_same_bytes(optimizer: str) -> None:
+def test_any_number_of_threads_trains_the_same_bytes(optimizer: Any) -> None:
     recipe = replace(SMALL, optimizer=optimizer, batch_size=100)
     first, *others = (run(replace(recipe, threads=threads)) for threads in (1, 2, 3, 7))
     for net, events in others:
@@ -177,13 +193,13 @@ def test_another_processor_and_another_optimization_compute_the_same_bits(tmp_pa
 
 
 @pytest.fixture
-def fresh_library() -> Iterator[Callable[[], CDLL | None]]:
+def fresh_library() -> Iterator[Callable[[], CDLL | str]]:
     yield kernels.library
     kernels.library.cache_clear()
 
 
 def test_a_processor_with_more_registers_trains_the_same_bytes(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, fresh_library: Callable[[], CDLL | None]
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, fresh_library: Callable[[], CDLL | str]
 ) -> None:
     expected, _ = run(SMALL)
     monkeypatch.setattr(kernels, "KEPT", tmp_path)
@@ -197,50 +213,50 @@ def test_a_processor_with_more_registers_trains_the_same_bytes(
 
 
 def test_where_nothing_can_be_compiled_torch_does_the_work_and_says_so_if_pinned(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, fresh_library: Callable[[], CDLL | None]
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, fresh_library: Callable[[], CDLL | str]
 ) -> None:
     def fail(*_: object, **__: object) -> None:
-        raise subprocess.CalledProcessError(1, "cc")
+        raise subprocess.CalledProcessError(1, "cc", stderr=b"kernels.c:1: no such thing\nmore")
 
     monkeypatch.setattr(kernels, "KEPT", tmp_path)
     monkeypatch.setattr(subprocess, "run", fail)
     kernels.library.cache_clear()
-    assert prepare(SMALL).kernels == "torch"
+    assert engine_of(SMALL) == "torch"
     net, _ = run(SMALL)
     assert bool(torch.isfinite(net.fc1.weight).all())
-    with pytest.raises(DeviceError, match=r"train\.kernels is compiled, but .* set it to auto"):
-        prepare(replace(SMALL, kernels="compiled"))
+    with pytest.raises(EngineError, match=r"engine is compiled, but the compiler says: kern"):
+        run(replace(SMALL, engine="compiled"))
 
 
 def test_an_environment_that_cannot_be_written_to_still_gets_its_kernels(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, fresh_library: Callable[[], CDLL | None]
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, fresh_library: Callable[[], CDLL | str]
 ) -> None:
     blocked = tmp_path / "file"
     blocked.write_text("")
     monkeypatch.setattr(kernels, "KEPT", blocked / "below")
     kernels.library.cache_clear()
-    assert kernels.library() is not None
+    assert not isinstance(kernels.library(), str)
     assert predict(Net(), some(3).images, 1).shape == (3, 10)
 
 
 @pytest.mark.parametrize(
-    "recipe", [{"kernels": "torch"}, {"precision": "bfloat16"}, {"kernels": "compiled"}]
+    "recipe", [{"engine": "torch"}, {"precision": "bfloat16"}, {"engine": "compiled"}]
 )
-def test_the_kernels_can_be_pinned(recipe: dict[str, str]) -> None:
-    chosen = replace(RECIPE, **recipe, device="cpu")  # type: ignore[arg-type]
-    assert prepare(chosen).kernels == ("compiled" if "compiled" in recipe.values() else "torch")
+def test_the_engine_can_be_pinned(recipe: dict[str, str]) -> None:
+    chosen = replace(RECIPE, **recipe)  # type: ignore[arg-type]
+    assert engine_of(chosen) == ("compiled" if "compiled" in recipe.values() else "torch")
 
 
 def test_bfloat16_is_not_what_the_compiled_kernels_do() -> None:
-    wrong: Train = replace(RECIPE, device="cpu", kernels="compiled", precision="bfloat16")
-    with pytest.raises(DeviceError, match="float32 on a CPU only"):
-        prepare(wrong)
+    with pytest.raises(EngineError, match="the kernels compute in float32 only"):
+        engine_of(replace(RECIPE, engine="compiled", precision="bfloat16"))
 
 
 def test_threads_that_wait_for_one_that_never_comes_can_be_ended() -> None:
     data = some(64)
     recipe = replace(PLAIN, batch_size=64)
-    steps = CompiledSteps(Net(), data.images, data.labels, recipe, 2)
+    machine = MACHINE._replace(threads=2)
+    steps = kernels.Steps(Net(), data.images, data.labels, recipe, machine)
     steps.team.task.threads = 3
     sums = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.int64)
     order, places = torch.arange(64), torch.zeros(2, 64, dtype=torch.int64)

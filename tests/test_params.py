@@ -74,6 +74,7 @@ def test_the_parameters_of_the_repository_are_good() -> None:
         ("registry.metric", "accuracy"),
         ("registry.promote", True),
         ("registry.class_drop", 1.5),
+        ("registry.least_gain", 1e9),
     ],
 )
 def test_a_bad_value_is_refused_by_its_name_with_what_is_allowed(name: str, value: Any) -> None:
@@ -113,6 +114,19 @@ def test_an_unknown_key_is_named_beside_the_known_ones() -> None:
         parse(changed("train.epoch", 3), HERE)
 
 
+def test_a_key_that_is_no_text_is_named() -> None:
+    with pytest.raises(ParameterError, match=r"train\.1 in params\.yaml is not a parameter"):
+        parse(GOOD | {"train": {1: 2}}, HERE)
+
+
+@pytest.mark.parametrize("text", ["1: 2", "? [1]\n: 2"])
+def test_a_key_of_the_file_that_is_no_text_is_refused(tmp_path: Path, text: str) -> None:
+    with pytest.raises(
+        ParameterError, match=r"params\.yaml is not valid YAML: key .* must be text"
+    ):
+        load(written(tmp_path, text))
+
+
 def test_a_missing_or_unknown_section_is_named() -> None:
     document = deepcopy(GOOD)
     document["training"] = document.pop("train")
@@ -120,7 +134,7 @@ def test_a_missing_or_unknown_section_is_named() -> None:
         parse(document, HERE)
 
 
-@pytest.mark.parametrize("section", [None, 3, "text", [1, 2], {1: 2}])
+@pytest.mark.parametrize("section", [None, 3, "text", [1, 2]])
 def test_a_section_that_is_no_mapping_is_named(section: Any) -> None:
     with pytest.raises(ParameterError, match=r"train in params\.yaml must be a mapping"):
         parse(GOOD | {"train": section}, HERE)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from digits.params import load
+from digits.params import Train, load
 from imports import imported_files
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -76,14 +76,23 @@ def test_a_stage_imports_nothing_slow_that_it_does_not_need(name: str) -> None:
     assert set(json.loads(done.stdout)) == WHEN_IMPORTED[name]
 
 
-def test_the_training_room_imports_with_torch_alone() -> None:
+def test_the_training_room_and_its_gpu_benchmark_need_torch_alone() -> None:
     code = (
-        "import sys\n"
-        "for name in ('yaml', 'safetensors', 'mlflow', 'dvc', 'matplotlib', 'tqdm', 'psutil'):\n"
-        "    sys.modules[name] = None\n"
-        "import digits.training"
+        "import json, sys, torch\n"
+        "class Bare:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name.partition('.')[0] not in {*sys.stdlib_module_names, *HERE}:\n"
+        "            raise ModuleNotFoundError(name)\n"
+        "HERE = 'torch', 'digits', 'gpu'\n"
+        "sys.meta_path.insert(0, Bare())\n"
+        "import gpu\n"
+        "print(json.dumps([vars(gpu.ORIGINAL), vars(gpu.FAST)]))"
     )
-    subprocess.run([sys.executable, "-c", code], cwd=ROOT / "src", check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT / "benchmarks", capture_output=True, check=True
+    )
+    for recipe in json.loads(done.stdout):
+        Train(**recipe)
 
 
 def test_one_room_of_the_join_and_the_projects_export_alone_import_mlflow() -> None:

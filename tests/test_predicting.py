@@ -7,6 +7,7 @@ import zlib
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from PIL import Image
 
@@ -14,6 +15,11 @@ from conftest import Project
 from digits import processed
 from digits.errors import DataError
 from digits.predicting import read_picture
+
+
+def grey(path: Path) -> npt.NDArray[np.uint8]:
+    found = read_picture(path, (1, 28, 28))
+    return found.reshape(28, 28)
 
 
 @pytest.fixture
@@ -30,12 +36,12 @@ def saved(picture: Image.Image, path: Path) -> Path:
 
 
 def test_a_picture_of_the_right_size_is_taken_as_it_is(digit: Image.Image, tmp_path: Path) -> None:
-    assert np.array_equal(read_picture(saved(digit, tmp_path / "a.png")), np.asarray(digit))
+    assert np.array_equal(grey(saved(digit, tmp_path / "a.png")), np.asarray(digit))
 
 
 @pytest.mark.parametrize("name", ["a.bmp", "a.gif", "a.pgm", "a.tiff", "a.webp", "a.jpg"])
 def test_every_format_gives_the_same_picture(digit: Image.Image, tmp_path: Path, name: str) -> None:
-    found = read_picture(saved(digit, tmp_path / name)).astype(int)
+    found = grey(saved(digit, tmp_path / name)).astype(int)
     assert np.abs(found - np.asarray(digit)).mean() < 3  # JPEG and WebP lose a little
 
 
@@ -49,19 +55,29 @@ def test_dark_on_light_is_inverted_and_transparent_is_paper(
     clear = saved(Image.fromarray(ink), tmp_path / "clear.png")
     deep = saved(Image.fromarray(light.astype(np.uint16) * 257), tmp_path / "deep.png")
     for path in (paper, clear, deep):
-        assert np.array_equal(read_picture(path), light), path
+        assert np.array_equal(grey(path), light), path
 
 
 def test_another_size_is_fitted_in_whole(digit: Image.Image, tmp_path: Path) -> None:
     large = digit.resize((280, 280), Image.Resampling.NEAREST)
     wide = Image.new("L", (560, 280))
     wide.paste(large, (140, 0))
-    found = read_picture(saved(large, tmp_path / "large.png")).astype(int)
+    found = grey(saved(large, tmp_path / "large.png")).astype(int)
     assert np.abs(found - np.asarray(digit)).mean() < 6
-    narrow = read_picture(saved(wide, tmp_path / "wide.png"))
+    narrow = grey(saved(wide, tmp_path / "wide.png"))
     assert not narrow[:7].any()
     assert not narrow[-7:].any()
     assert narrow[8:20].any()
+
+
+def test_a_model_of_three_channels_gets_colours(tmp_path: Path) -> None:
+    red = saved(Image.new("RGB", (20, 40), (200, 0, 0)), tmp_path / "red.png")
+    found = read_picture(red, (3, 16, 16))
+    assert found.shape == (3, 16, 16)
+    assert found[0, 8, 8] == 200
+    assert not found[1:].any()
+    with pytest.raises(DataError, match="takes 4 channels"):
+        read_picture(red, (4, 16, 16))
 
 
 def bomb(path: Path) -> None:
@@ -96,7 +112,7 @@ def test_what_is_no_picture_is_refused_by_name(damage, tmp_path: Path) -> None: 
     path = tmp_path / "a.png"
     damage(path)
     with pytest.raises(DataError, match=r"a\.png"):
-        read_picture(path)
+        grey(path)
 
 
 def test_the_command_names_the_digits_of_the_test_split(

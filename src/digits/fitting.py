@@ -17,7 +17,9 @@ from digits.history import EPOCH_COLUMNS, History, Metric, epoch_metrics, step_m
 from digits.params import Params
 from digits.processed import PixelFacts, Split
 from digits.project import Paths, State
-from digits.training import Epoch, Event, Images, Machine, Snapshot, Step, new_net, prepare, train
+from digits.training.device import Machine, prepare
+from digits.training.engine import Engine, for_training
+from digits.training.loop import Epoch, Event, Images, Snapshot, Step, new_net, train
 from splice import Data, Join, Run
 from splice.files import digest, md5, write_json
 
@@ -32,24 +34,30 @@ def fit(params: Params, paths: Paths, state: State, join: Join) -> None:
     training = splits["train"]
     machine = prepare(params.train)
     data = {name: md5(paths.split(name)) for name in splits}
-    identity = _identity(params, data, machine)
+    net = new_net(
+        params.train.seed, len(training.facts.classes), training.shape, *_pixels(training, paths)
+    ).to(machine.device)
+    images = {name: _on(machine, split) for name, split in splits.items()}
+    engine = for_training(net, *images["train"], params.train, machine)
+    stage.say("train", f"computed by {engine.name} on {machine.description}: {engine.why}")
+    identity = _identity(params, data, machine, engine)
     key = digest(identity)
     file = checkpoints.path(state.checkpoints, key)
     opened = join.training(
         identity,
         params=params.flat("download", "preprocess", "train"),
         data=_data(splits, data),
-        tags=_tags(params, machine, training),
+        tags=_tags(params, machine, engine, training),
     )
     with opened as run:
         history, resume = _resumed(file, key)
-        net = new_net(params.train, len(training.facts.classes), *_pixels(training, paths))
         events = train(
-            net.to(machine.device),
-            _on(machine, training),
-            _on(machine, splits["validation"]),
+            net,
+            images["train"],
+            images["validation"],
             params.train,
             machine,
+            engine,
             params.checkpoint.every_steps,
             resume,
         )
@@ -90,13 +98,16 @@ def _on(machine: Machine, split: Split) -> Images:
     return Images(images, labels.long()).to(machine.device)
 
 
-def _identity(params: Params, data: dict[str, str], machine: Machine) -> dict[str, Any]:
+def _identity(
+    params: Params, data: dict[str, str], machine: Machine, engine: Engine
+) -> dict[str, Any]:
     return {
         "train": asdict(params.train),
         "data": data,
         "code": checkpoints.code(),
         "torch": str(torch.__version__),
-        "machine": [str(part) for part in machine],
+        "engine": engine.name,
+        "machine": [str(part) for part in machine] if engine.name == "torch" else [],
     }
 
 
@@ -105,7 +116,9 @@ def _description(
 ) -> dict[str, Any]:
     """What the model file says of itself: what it was made from, and nothing of when or where."""
     return {
+        "net": weights.code_digest(),
         "classes": list(splits["train"].facts.classes),
+        "shape": list(splits["train"].shape),
         "dataset": splits["train"].facts.dataset,
         "data": dict(data),
         "images": {name: len(split) for name, split in splits.items()},
@@ -222,13 +235,14 @@ def _data(splits: Mapping[str, Split], hashes: Mapping[str, str]) -> dict[str, D
     }
 
 
-def _tags(params: Params, machine: Machine, training: Split) -> dict[str, str]:
+def _tags(params: Params, machine: Machine, engine: Engine, training: Split) -> dict[str, str]:
     """What a run says of its machine from its first moment."""
     return {
         "dataset": training.facts.dataset,
         "device": machine.description,
         "precision": str(machine.precision).removeprefix("torch."),
-        "kernels": machine.kernels,
+        "engine": engine.name,
+        "engine.why": engine.why,
         "threads": str(machine.threads),
         "deterministic": str(params.train.deterministic).lower(),
     }

@@ -12,7 +12,8 @@ from digits.params import Params
 from digits.processed import Split
 from digits.project import Paths
 from digits.scores import class_scores, confusion, scores, worst_mistakes
-from digits.training import Images, choose_device, evaluate, is_out_of_memory
+from digits.training.device import choose_device, is_out_of_memory
+from digits.training.engine import for_answers
 from digits.weights import load_net
 from splice.files import write_json
 
@@ -27,9 +28,10 @@ def judge(params: Params, paths: Paths) -> None:
     test = processed.read(paths.split("test"))
     net, description = load_net(paths.model)
     _refuse_strange_classes(test, description, paths)
-    data = Images(torch.from_numpy(test.images), torch.from_numpy(test.labels).long())
+    images = torch.from_numpy(test.images).to(device)
     try:
-        output = evaluate(net.to(device), data.to(device), params.evaluate.batch_size)
+        engine = for_answers(net.to(device), images)
+        output = engine.log_probabilities(net, images, params.evaluate.batch_size)
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
@@ -41,12 +43,18 @@ def judge(params: Params, paths: Paths) -> None:
         raise DataError(
             f"{paths.model} gives NaN or infinite answers; delete it and run `dvc repro`"
         )
+    stage.say("evaluate", f"computed by {engine.name}: {engine.why}")
     _write(params, paths, test, output.cpu().double().numpy())
 
 
 def _refuse_strange_classes(test: Split, description: dict[str, Any], paths: Paths) -> None:
     if not len(test):
         raise DataError(f"{paths.split('test')} holds no images; run `dvc repro` again")
+    if description["shape"] != list(test.shape):
+        raise DataError(
+            f"{paths.model} takes images {description['shape']}, but {paths.split('test')} has "
+            f"{list(test.shape)}; run `dvc repro`"
+        )
     if description["classes"] != list(test.facts.classes):
         raise DataError(
             f"{paths.model} knows the classes {description['classes']}, but "
@@ -93,7 +101,7 @@ def _write(
     figures.loss_curves(paths.figure("loss"), history)
     figures.confusion(paths.figure("confusion"), matrix, names)
     titles = [f"{names[test.labels[i]]} taken for {names[predicted[i]]}" for i in worst]
-    figures.mistakes(paths.figure("mistakes"), test.images[worst, 0], titles)
+    figures.mistakes(paths.figure("mistakes"), test.images[worst], titles)
     stage.say(
         "evaluate",
         f"{test.facts.dataset}: test accuracy {values['accuracy']:.2%}, loss {values['loss']:.4f}",

@@ -10,7 +10,7 @@ from digits import datasets, formats, processed, stage
 from digits.datasets import Dataset
 from digits.errors import DataError
 from digits.params import Preprocess
-from digits.processed import SIDE, Facts, PixelFacts, Split
+from digits.processed import Facts, PixelFacts, Split
 from digits.project import Paths
 from digits.splitting import count_shared, keep_in_place, pixel_statistics, stratified
 from splice.files import read_json, write_json
@@ -21,7 +21,7 @@ TEST_SHARE, TEST_SEED = 0.2, 0  # of mnist-5k, which has no test set of its own
 
 
 class Raw(NamedTuple):
-    """Images uint8 `[N, 28, 28]` and labels uint8 `[N]`."""
+    """Images uint8 `[N, height, width]` and labels uint8 `[N]`."""
 
     images: Bytes
     labels: Bytes
@@ -48,8 +48,7 @@ def preprocess(params: Preprocess, paths: Paths) -> None:
         ("validation", validation, plain),
         ("test", test, plain),
     ):
-        images = raw.images.reshape(-1, 1, SIDE, SIDE)
-        processed.write(paths.split(name), Split(images, raw.labels, known))
+        processed.write(paths.split(name), Split(raw.images[:, None], raw.labels, known))
         counts[name] = np.bincount(raw.labels, minlength=len(dataset.classes)).tolist()
     _report(dataset, facts, counts, shared, paths)
 
@@ -79,18 +78,19 @@ def _read(dataset: Dataset, raw: Path) -> tuple[Raw, Raw]:
 
 def _read_5k(dataset: Dataset, raw: Path) -> tuple[Raw, Raw]:
     path = raw / dataset.files[0].name
-    pixels, labels = formats.read_csv(path, SIDE * SIDE)
-    whole = _checked(Raw(pixels.reshape(-1, SIDE, SIDE), labels), path, path, dataset)
+    height, width = dataset.size
+    pixels, labels = formats.read_csv(path, height * width)
+    whole = _checked(Raw(pixels.reshape(-1, height, width), labels), path, path, dataset)
     rest, test = stratified(labels, TEST_SHARE, TEST_SEED)
     return Raw(whole.images[rest], labels[rest]), Raw(whole.images[test], labels[test])
 
 
 def _checked(part: Raw, images_path: Path, labels_path: Path, dataset: Dataset) -> Raw:
     images, labels = part
-    if images.shape[1:] != (SIDE, SIDE):
+    if images.shape[1:] != dataset.size:
         raise DataError(
-            f"{images_path} holds images of {images.shape[1]}x{images.shape[2]}, "
-            f"expected {SIDE}x{SIDE}; {formats.CURE}"
+            f"{images_path} holds images of {'x'.join(map(str, images.shape[1:]))}, "
+            f"expected {'x'.join(map(str, dataset.size))}; {formats.CURE}"
         )
     if len(images) != len(labels):
         raise DataError(

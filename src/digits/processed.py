@@ -13,8 +13,6 @@ from digits import tensorfile
 from digits.errors import DataError
 from splice import Data
 
-SIDE = 28
-
 
 @dataclass(frozen=True)
 class Facts:
@@ -44,7 +42,7 @@ class PixelFacts(Facts):
 
 @dataclass(frozen=True)
 class Split:
-    """Images uint8 `[N, 1, 28, 28]`, labels uint8 `[N]`, and the facts they share."""
+    """Images uint8 `[N, channels, height, width]`, labels uint8 `[N]`, and their facts."""
 
     images: npt.NDArray[np.uint8]
     labels: npt.NDArray[np.uint8]
@@ -52,6 +50,12 @@ class Split:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of an image."""
+        channels, height, width = self.images.shape[1:]
+        return channels, height, width
 
 
 def write(path: Path, split: Split) -> None:
@@ -71,7 +75,7 @@ def read(path: Path) -> Split:
     if set(arrays) != {"images", "labels"}:
         raise _not_a_split(path, f"it holds {sorted(arrays)}")
     images, labels = arrays["images"], arrays["labels"]
-    if images.dtype != np.uint8 or images.shape[1:] != (1, SIDE, SIDE):
+    if images.dtype != np.uint8 or images.ndim != 4 or 0 in images.shape[1:]:
         raise _not_a_split(path, f"images are {images.dtype} {list(images.shape)}")
     if labels.dtype != np.uint8 or labels.shape != images.shape[:1]:
         raise _not_a_split(path, f"labels are {labels.dtype} {list(labels.shape)}")
@@ -108,6 +112,6 @@ def _facts(description: Mapping[str, Any], path: Path) -> Facts:
 
 def _not_a_split(path: Path, why: str) -> DataError:
     return DataError(
-        f"{path} is not a split of uint8 images [N, 1, {SIDE}, {SIDE}] and labels [N]: {why}; "
-        "delete it and run `dvc repro`"
+        f"{path} is not a split of uint8 images [N, channels, height, width] and labels [N]: "
+        f"{why}; delete it and run `dvc repro`"
     )

@@ -14,7 +14,7 @@ from digits import processed, tensorfile
 from digits.errors import DataError
 from digits.history import History
 from digits.params import load
-from digits.processed import Split, arrays
+from digits.processed import arrays
 from digits.project import Paths, join
 from digits.scores import DECIMALS, class_scores, confusion, scores
 from splice import Evaluation, Trained
@@ -44,7 +44,7 @@ def results(root: Path) -> Evaluation:
         dataset=f"{test.facts.dataset}-test",
         arrays=arrays(test.images.shape),
         example=test.images[:2].tolist(),
-        trained=_trained(paths, test),
+        trained=_trained(paths),
     )
 
 
@@ -52,7 +52,7 @@ def measure(predict: Callable[[Any], Any], test: Path, settings: Mapping[str, An
     """The evaluation of a model that is there as a function of images alone.
 
     Args:
-        predict: uint8 images `[N, 1, 28, 28]` to log-probabilities `[N, classes]`.
+        predict: uint8 images `[N, channels, height, width]` to log-probabilities `[N, classes]`.
         test: a processed split.
         settings: `evaluate.calibration_bins`.
 
@@ -105,10 +105,10 @@ def _flat(
     return flat
 
 
-def _trained(paths: Paths, test: Split) -> Trained:
+def _trained(paths: Paths) -> Trained:
     """What the model file and the history beside it say of the training."""
     _, description = tensorfile.read(paths.model)
-    if not {"data", "dataset", "images", "params"} <= set(description):
+    if not {"data", "dataset", "images", "params", "shape"} <= set(description):
         raise DataError(
             f"{paths.model} doesn't say what it was made from; delete it and run `dvc repro`"
         )
@@ -116,7 +116,7 @@ def _trained(paths: Paths, test: Split) -> Trained:
     return Trained(
         params=description["params"],
         data={
-            name: processed.data(name, dataset, md5, (counts[name], *test.images.shape[1:]))
+            name: processed.data(name, dataset, md5, (counts[name], *description["shape"]))
             for name, md5 in description["data"].items()
         },
         points=History.read(paths.steps, paths.epochs).metrics(),

@@ -5,7 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "../../src/digits/kernels.c"
+#include "../../src/digits/training/cpu_kernels/kernels.c"
 
 enum { IMAGES = 200, PADDED = SIDE + 2, CLASSES = 10, BATCH = 64, STEPS = 4, CHUNKS = 4, PARTS = 8 };
 

@@ -151,7 +151,7 @@ def parsers(folder: Path) -> list[Parser]:
     split = Split(images.reshape(-1, 1, 28, 28), np.arange(3, dtype=np.uint8), facts)
     torch.manual_seed(0)
     net = {name: value.clone() for name, value in Net().state_dict().items()}
-    classes = {"classes": list("0123456789")}
+    classes = {"classes": list("0123456789"), "shape": [1, 28, 28]}
     moments = {"step": torch.tensor(7), "net.fc2.bias": torch.zeros(10)}
     history = {"steps": [[0, 0, 2.3, 0.1]], "epochs": []}
     records = [
@@ -191,7 +191,12 @@ def parsers(folder: Path) -> list[Parser]:
             plain,
         ),
         *(
-            Parser(kind, predicting.read_picture, made(partial(drawing.save, format=kind)), plain)
+            Parser(
+                kind,
+                partial(predicting.read_picture, shape=(1, 28, 28)),
+                made(partial(drawing.save, format=kind)),
+                plain,
+            )
             for kind in ("png", "jpeg", "gif", "tiff", "webp")
         ),
         Parser("journal", read_journal, journal, plain, outbox.JOURNAL),

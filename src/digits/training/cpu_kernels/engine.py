@@ -1,9 +1,10 @@
-"""The Net on a CPU by `kernels.c`: several times as fast as torch's operators, same bits anywhere.
+"""The Net as it is shipped, by `kernels.c`: several times as fast as torch, same bits anywhere.
 
 `kernels.c` says how it works. It is compiled when it is first needed, in about a second, by the
-compiler that the environment brings along, and kept in the environment. Where that can't be done,
-`library` gives None and torch does the work.
+compiler that the environment brings along, and kept in the environment.
 """
+
+from __future__ import annotations
 
 import ctypes
 import hashlib
@@ -18,13 +19,16 @@ from ctypes import POINTER, byref, c_double, c_float, c_int64, c_void_p, cast
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from digits.net import Net
-from digits.params import Train
+from digits.training.device import Machine
+from digits.training.torch_engine import with_margin
+
+if TYPE_CHECKING:
+    from digits.params import Train
 
 SOURCE = Path(__file__).with_name("kernels.c")
 FLAGS = (
@@ -34,29 +38,79 @@ FLAGS = (
 KEPT = Path(sys.prefix, "lib", "digits")
 LANES, SLOTS, GROUP = 16, 16, 4  # as in kernels.c
 EPSILON = 1e-8  # of AdamW, as torch has it
+IMAGE = (1, 28, 28)
+SHAPES = {  # as in kernels.c; only the number of classes is free
+    "conv1.weight": (20, 1, 5, 5),
+    "conv1.bias": (20,),
+    "conv2.weight": (50, 20, 5, 5),
+    "conv2.bias": (50,),
+    "fc1.weight": (500, 800),
+    "fc1.bias": (500,),
+    "fc2.weight": (None, 500),
+    "fc2.bias": (None,),
+}
+OPTIMIZERS = ("adamw", "sgd")
+
+
+def misfit(net: nn.Module, image: Sequence[int], device: torch.device) -> str:
+    """Why the kernels can't compute a Net on images of a shape; empty if they can.
+
+    What the Net does between its parameters shows only when it is compared.
+    """
+    if device.type != "cpu":
+        return f"the kernels are for CPUs, not for {device.type}"
+    if tuple(image) != IMAGE:
+        return f"images are {list(image)}, the kernels take {list(IMAGE)}"
+    found = {name: tuple(value.shape) for name, value in net.named_parameters()}
+    if list(found) != list(SHAPES):
+        return f"the Net has the parameters {', '.join(found)}; the kernels know another"
+    for name, known in SHAPES.items():
+        pairs = zip(found[name], known, strict=True) if len(found[name]) == len(known) else [(0, 1)]
+        if any(there not in (here, None) for here, there in pairs):
+            return f"{name} is {list(found[name])}, in the kernels' Net {list(known)}"
+    buffers = {name: tuple(value.shape) for name, value in net.named_buffers()}
+    if buffers != {"mean": (), "std": ()}:
+        return f"the Net has the buffers {', '.join(buffers)}; the kernels know mean and std"
+    if any(p.dtype != torch.float32 or not p.requires_grad for p in net.parameters()):
+        return "a parameter isn't float32 or isn't trained"
+    compiled = library()
+    return compiled if isinstance(compiled, str) else ""
+
+
+def untrainable(recipe: Train, machine: Machine) -> str:
+    """Why the kernels can't train by a recipe; empty if they can."""
+    if recipe.optimizer not in OPTIMIZERS:
+        return f"the kernels have no {recipe.optimizer}"
+    if machine.precision != torch.float32:
+        return "the kernels compute in float32 only"
+    return ""
 
 
 @cache
-def library() -> ctypes.CDLL | None:
-    """The compiled kernels, or None where there is no compiler or no vector unit for them."""
+def library() -> ctypes.CDLL | str:
+    """The compiled kernels, or why there are none."""
     processor = _processor()
-    if processor is None or not find_spec("ziglang"):
-        return None
+    if processor is None:
+        return "the kernels need Linux and AVX2 or NEON"
+    if not find_spec("ziglang"):
+        return "the compiler (package ziglang) is not installed"
     source = SOURCE.read_bytes()
     name = hashlib.sha256(b"\0".join([source, *map(str.encode, (*FLAGS, *processor))])).hexdigest()
     kept = KEPT / f"kernels-{name[:16]}.so"
     try:
-        if not kept.exists():
-            _compile(kept, processor)
-        return _declared(ctypes.CDLL(str(kept)))
-    except (OSError, subprocess.CalledProcessError):
-        pass
-    try:
-        with tempfile.TemporaryDirectory() as folder:  # the environment can't be written to
-            _compile(Path(folder, kept.name), processor)
-            return _declared(ctypes.CDLL(str(Path(folder, kept.name))))
-    except (OSError, subprocess.CalledProcessError):
-        return None
+        try:
+            if not kept.exists():
+                _compile(kept, processor)
+            return _declared(ctypes.CDLL(str(kept)))
+        except OSError:  # the environment can't be written to
+            with tempfile.TemporaryDirectory() as folder:
+                _compile(Path(folder, kept.name), processor)
+                return _declared(ctypes.CDLL(str(Path(folder, kept.name))))
+    except subprocess.CalledProcessError as error:
+        said = (error.stderr or b"").decode("utf-8", "replace").strip().splitlines()
+        return f"the compiler says: {said[0] if said else f'exit code {error.returncode}'}"
+    except OSError as error:
+        return f"the kernels can't be compiled: {error}"
 
 
 def _processor() -> tuple[str, ...] | None:
@@ -120,26 +174,26 @@ def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
     return library
 
 
-class CompiledSteps:
+class Steps:
     """Trains a Net in place, many batches at a call.
 
     The parameters of `net` become views of one block, which the kernels update.
 
     Args:
-        net: on the CPU.
-        images: uint8 `[N, 1, side, side]`, each with the margin it may be moved in.
+        net: on the CPU, without a misfit.
+        images: uint8 `[N, 1, 28, 28]`.
         labels: int64 `[N]`.
         recipe: section `train` of params.yaml.
-        threads: how many work at once, at most; the result does not depend on it.
+        machine: how many threads work at once, at most; the result does not depend on it.
     """
 
     def __init__(
-        self, net: Net, images: Tensor, labels: Tensor, recipe: Train, threads: int
+        self, net: nn.Module, images: Tensor, labels: Tensor, recipe: Train, machine: Machine
     ) -> None:
         self.recipe = recipe
         chunks = -(-min(recipe.batch_size, len(labels)) // LANES)
-        self.team = _Team(net, min(threads, chunks), chunks, chunks)
-        self.images, self.labels = images.contiguous(), labels
+        self.team = _Team(net, min(machine.threads, chunks), chunks, chunks)
+        self.images, self.labels = with_margin(images, recipe.shift).contiguous(), labels
         block = self.team.block
         self.first, self.second = torch.zeros_like(block), torch.zeros_like(block)
         self.gradient = torch.zeros_like(block)
@@ -150,7 +204,7 @@ class CompiledSteps:
         self.names = [name for name, _ in net.named_parameters()]
         self.kept = dict(zip(names, (self.first, self.second), strict=False))
         task = self.team.task
-        task.images, task.side = self.images.data_ptr(), images.shape[-1]
+        task.images, task.side = self.images.data_ptr(), self.images.shape[-1]
         task.labels = labels.data_ptr()
         task.batch, task.adaptive = recipe.batch_size, recipe.optimizer == "adamw"
         task.momentum, task.beta2 = recipe.momentum, recipe.beta2
@@ -167,19 +221,7 @@ class CompiledSteps:
         loss_sum: Tensor,
         correct: Tensor,
     ) -> float:
-        """Train on batches of some images.
-
-        Args:
-            order: int64, which images; all batches are full but the last, which may be less.
-            places: int64 `[2, N]`, to where each image of the split is moved.
-            first: number of the first step, from 0.
-            rates: the learning rate of each step.
-            loss_sum: float64 `[]`, to which each image's loss (nats) is added.
-            correct: int64 `[]`, to which the right answers are added.
-
-        Returns:
-            The mean loss of the last batch.
-        """
+        """Train on batches of some images, as `torch_engine.Steps` does."""
         recipe, task = self.recipe, self.team.task
         order, places = order.contiguous(), places.contiguous()
         steps = torch.tensor([_coefficients(recipe, first + i, r) for i, r in enumerate(rates)])
@@ -208,12 +250,13 @@ class CompiledSteps:
         self.team.close()
 
 
-def predict(net: Net, images: Tensor, threads: int) -> Tensor:
-    """Log-probabilities float32 `[N, classes]` of uint8 images `[N, 1, 28, 28]`."""
+def log_probabilities(net: nn.Module, images: Tensor, batch_size: int) -> Tensor:  # noqa: ARG001
+    """Float32 `[N, classes]` of uint8 images `[N, 1, 28, 28]`; sixteen are a batch here."""
+    threads = torch.get_num_threads()
     team = _Team(net, min(threads, max(1, len(images) // LANES)), GROUP * threads, threads)
     try:
         images, order = images.contiguous(), torch.arange(len(images))
-        output = torch.empty(len(images), net.fc2.out_features)
+        output = torch.empty(len(images), team.task.classes)
         team.task.images, team.task.side = images.data_ptr(), images.shape[-1]
         team.task.order, team.task.count = order.data_ptr(), len(images)
         team.task.output = output.data_ptr()
@@ -226,13 +269,13 @@ def predict(net: Net, images: Tensor, threads: int) -> Tensor:
 class _Team:
     """A task, the memory it works in, and the threads that do it together."""
 
-    def __init__(self, net: Net, threads: int, chunks: int, logits: int) -> None:
-        found = library()
-        assert found is not None
-        self.library, self.threads = found, threads
+    def __init__(self, net: nn.Module, threads: int, chunks: int, logits: int) -> None:
+        compiled = library()
+        assert not isinstance(compiled, str)
+        self.library, self.threads = compiled, threads
         self.shapes = [parameter.shape for parameter in net.parameters()]
         self.layout, self.block = _packed(net)
-        classes = net.fc2.out_features
+        classes = self.shapes[-1][0]
         self.memory = [
             torch.zeros(chunks * self.library.chunk_bytes(), dtype=torch.uint8),
             torch.zeros(threads * self.library.scratch_bytes(), dtype=torch.uint8),
@@ -241,8 +284,8 @@ class _Team:
         self.task = _Task(
             at=self.layout, weights=self.block.data_ptr(), threads=threads, classes=classes
         )
-        self.task.mean = 255 * float(net.mean)
-        self.task.scale = 1 / (255 * float(net.std))
+        mean, std = (float(net.get_buffer(name)) for name in ("mean", "std"))
+        self.task.mean, self.task.scale = 255 * mean, 1 / (255 * std)
         task, places = self.task, [tensor.data_ptr() for tensor in self.memory]
         task.chunks, task.scratches, task.logits = places
         task.let_others = cast(ctypes.CDLL(None).sched_yield, c_void_p)
@@ -273,7 +316,7 @@ class _Team:
         self.others.shutdown()
 
 
-def _packed(net: Net) -> tuple[_Layout, Tensor]:
+def _packed(net: nn.Module) -> tuple[_Layout, Tensor]:
     """All parameters in one block, each from a multiple of sixteen floats on."""
     starts, end = [], 0
     for parameter in net.parameters():

@@ -1,0 +1,1 @@
+"""Splits and a recipe to trained weights; imports with torch alone."""

@@ -1,0 +1,82 @@
+"""What trains: device, precision and threads, chosen and set up once."""
+
+import os
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+
+from digits.errors import DeviceError
+
+if TYPE_CHECKING:
+    from digits.params import Train
+
+
+class Machine(NamedTuple):
+    """What `auto` came to."""
+
+    device: torch.device
+    precision: torch.dtype
+    threads: int
+    description: str
+
+
+def prepare(recipe: "Train") -> Machine:
+    """Choose device, precision and threads, and set torch up for them.
+
+    Raises:
+        DeviceError: the device that was asked for is not there.
+    """
+    device = choose_device(recipe.device, "train.device")
+    threads = recipe.threads or _cores()
+    torch.set_num_threads(threads)
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
+    if device.type == "cuda" and recipe.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(recipe.deterministic)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    return Machine(device, _precision(recipe.precision, device), threads, _describe(device))
+
+
+def choose_device(name: str, key: str) -> torch.device:
+    """The torch device for auto, cpu, cuda, cuda:N or mps; auto is CUDA where there is one.
+
+    Raises:
+        DeviceError: it isn't there; names the parameter `key`.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(name)
+    there = {
+        "cpu": True,
+        "cuda": (device.index or 0) < torch.cuda.device_count(),
+        "mps": torch.backends.mps.is_available(),
+    }
+    if not there[device.type]:
+        raise DeviceError(f"{key} is {name}, but this machine has no such device; set it to auto")
+    return device
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether an error of torch says that a device's memory is too small."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def _precision(name: str, device: torch.device) -> torch.dtype:
+    if name != "auto":
+        return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
+    if device.type == "cuda" and torch.cuda.is_bf16_supported():
+        return torch.bfloat16
+    return torch.float32
+
+
+def _describe(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type} {torch.backends.cpu.get_cpu_capability()}"
+
+
+def _cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

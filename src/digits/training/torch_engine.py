@@ -1,0 +1,129 @@
+"""Training steps and answers by torch: what any other engine is held to."""
+
+from collections.abc import Sequence
+from copy import deepcopy
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from digits.training import optim
+from digits.training.device import Machine
+
+if TYPE_CHECKING:
+    from digits.params import Train
+
+
+def loss(log_probabilities: Tensor, labels: Tensor) -> Tensor:
+    """The mean loss (nats) of log-probabilities `[N, classes]` for labels int64 `[N]`."""
+    return F.nll_loss(log_probabilities, labels)
+
+
+def with_margin(images: Tensor, shift: int) -> Tensor:
+    """Images with a black margin of `shift` pixels, in which they may be moved."""
+    return F.pad(images, (shift,) * 4)
+
+
+def log_probabilities(net: nn.Module, images: Tensor, batch_size: int) -> Tensor:
+    """Float32 `[N, classes]` of images, by a copy of the Net in `eval()`."""
+    copy = deepcopy(net).eval().to(memory_format=torch.channels_last)
+    with torch.inference_mode():
+        return torch.cat([copy(batch) for batch in torch.split(images, batch_size)])
+
+
+class Steps:
+    """Trains a Net in place by autograd and torch.optim.
+
+    The random numbers of a step, dropout's for one, are a function of seed and step alone.
+
+    Args:
+        net: on the machine's device.
+        images: uint8 `[N, channels, height, width]`.
+        labels: int64 `[N]`.
+        recipe: section `train` of params.yaml.
+        machine: whose precision counts.
+    """
+
+    def __init__(
+        self, net: nn.Module, images: Tensor, labels: Tensor, recipe: "Train", machine: Machine
+    ) -> None:
+        self.net = net.to(memory_format=torch.channels_last)
+        height, width = images.shape[2:]
+        moved = with_margin(images, recipe.shift)
+        self.windows, self.labels = moved.unfold(2, height, 1).unfold(3, width, 1), labels
+        self.precision, self.recipe = machine.precision, recipe
+        self.parameters = dict(net.named_parameters())
+        self.optimizer = optim.optimizer(net, recipe)
+        self.shares = [group["lr"] / recipe.learning_rate for group in self.optimizer.param_groups]
+
+    def __call__(
+        self,
+        order: Tensor,
+        places: Tensor,
+        first: int,
+        rates: Sequence[float],
+        loss_sum: Tensor,
+        correct: Tensor,
+    ) -> Tensor:
+        """Train on batches of some images.
+
+        Args:
+            order: int64, which images; all batches are full but the last, which may be less.
+            places: int64 `[2, N]`, to where each image of the split is moved.
+            first: number of the first step, from 0.
+            rates: the learning rate of each step.
+            loss_sum: float64 `[]`, to which each image's loss (nats) is added.
+            correct: int64 `[]`, to which the right answers are added.
+
+        Returns:
+            The mean loss of the last batch.
+        """
+        batches = torch.split(order, self.recipe.batch_size)
+        for step, (indices, rate) in enumerate(zip(batches, rates, strict=True), first):
+            torch.manual_seed((self.recipe.seed << 32) + step)
+            for group, share in zip(self.optimizer.param_groups, self.shares, strict=True):
+                group["lr"] = rate * share
+            mean, right = self._backward(indices, places[:, indices])
+            self.optimizer.step()
+            loss_sum += mean * len(indices)
+            correct += right
+        return mean
+
+    def _backward(self, indices: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean loss and how many were right; the gradients go into the parameters."""
+        images = self.windows[indices, :, places[0], places[1]]
+        images = images.contiguous(memory_format=torch.channels_last)
+        labels = self.labels[indices]
+        mixed = self.precision != torch.float32
+        with torch.autocast(images.device.type, self.precision, enabled=mixed):
+            output = self.net(images)
+        mean = loss(output, labels)
+        self.net.zero_grad(set_to_none=True)
+        mean.backward()  # type: ignore[no-untyped-call]
+        return mean.detach(), (output.detach().argmax(1) == labels).sum()
+
+    def state(self) -> dict[str, Tensor]:
+        """The optimizer's tensors, live, by `key.parameter`."""
+        return {
+            f"{key}.{name}": value
+            for name, parameter in self.parameters.items()
+            for key, value in self.optimizer.state[parameter].items()
+        }
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Go on with the optimizer's tensors of another time."""
+        groups = self.optimizer.param_groups
+        members = [parameter for group in groups for parameter in group["params"]]
+        number = {id(parameter): i for i, parameter in enumerate(members)}
+        found: dict[int, dict[str, Tensor]] = {}
+        for name, value in state.items():
+            key, _, owner = name.partition(".")
+            parameter = self.parameters[owner]
+            if value.shape == parameter.shape:  # and in memory as the parameter is
+                value = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+            found.setdefault(number[id(parameter)], {})[key] = value
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": found})
+
+    def close(self) -> None:
+        """Nothing to end."""
