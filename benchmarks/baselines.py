@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import mnist
-from digits.net import Net
+from digits.model.net import Net
 from digits.training.loop import Images
 from gpu import Plain
 

@@ -10,9 +10,9 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "src"))
 
-from digits import datasets, formats  # noqa: E402
+from digits.data import formats  # noqa: E402
+from digits.data.split import pixel_statistics, stratified  # noqa: E402
 from digits.params import Params, load  # noqa: E402
-from digits.splitting import pixel_statistics, stratified  # noqa: E402
 from digits.training.loop import Images  # noqa: E402
 
 
@@ -28,9 +28,8 @@ class Data(NamedTuple):
 
 def folder() -> Path:
     """The folder that holds MNIST's four files: DATA_MIRROR, or data/raw after `make repro`."""
-    names = [file.name for file in datasets.MNIST.files]
     for place in (os.environ.get("DATA_MIRROR", ""), ROOT / "data" / "raw"):
-        if place and all((Path(place) / name).exists() for name in names):
+        if place and all((Path(place) / name).exists() for name in formats.IDX_NAMES):
             return Path(place).resolve()
     sys.exit("no full MNIST here: run `make repro`, or set DATA_MIRROR to a folder that has it")
 
@@ -38,8 +37,8 @@ def folder() -> Path:
 def read(validation: float, seed: int = 1) -> Data:
     """Read MNIST and hold out a share of the training images for validation."""
     images, labels, test_images, test_labels = (
-        formats.read_idx(folder() / file.name, 3 - 2 * (i % 2))
-        for i, file in enumerate(datasets.MNIST.files)
+        formats.read_idx(folder() / name, 3 - 2 * (i % 2))
+        for i, name in enumerate(formats.IDX_NAMES)
     )
     kept, held_out = stratified(labels, validation, seed)
     mean, std = pixel_statistics(images[kept])

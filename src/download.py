@@ -2,13 +2,76 @@
 
 from digits import stage
 
+if __name__ == "__main__":
+    stage.begin()
 
-def main() -> None:
-    """Wake the sender, and only then import what takes long."""
-    params, paths, state, _ = stage.begin()
-    from digits.downloading import download
+import os
+import sys
 
-    download(params.download, paths, state)
+from digits.data import catalog, description
+from digits.data.catalog import Torchvision
+from digits.data.description import Description
+from digits.data.download import Source, fetch, mirror
+from digits.errors import DownloadError, ParameterError
+from digits.params import Params
+from digits.paths import Paths, State
+from splice import Join
+from splice.files import md5, written_whole
+
+FALLBACK = {"mnist": "mnist-5k"}
+HOW_TO_GET_IT = (
+    "connect to the network, or set DATA_MIRROR to a folder or URL with the data set's own files, "
+    "then `dvc repro --force --single-item download` and `dvc repro`."
+)
+
+
+def main(params: Params, paths: Paths, state: State, _join: Join) -> None:
+    """Bring the data set that params.yaml names, or the packaged digits if it may and must.
+
+    Raises:
+        ParameterError: there is no such data set.
+        DownloadError: no source has one of the files, and there is nothing to fall back on.
+    """
+    name = params.download.dataset
+    if name not in catalog.ALL:
+        raise ParameterError(
+            f"download.dataset in {paths.params} is {name!r}; "
+            f"allowed: one of {', '.join(catalog.ALL)}"
+        )
+    try:
+        _bring(name, paths, state)
+    except DownloadError as error:
+        if not params.download.fallback or name not in FALLBACK:
+            raise DownloadError(f"{error}. {HOW_TO_GET_IT}") from error
+        stage.say("download", f"{error}.")
+        instead = FALLBACK[name]
+        _bring(instead, paths, state)
+        stage.say(
+            "download",
+            f"USING {instead.upper()} INSTEAD of {name}: {catalog.ALL[instead].title}. "
+            f"For the full set later: {HOW_TO_GET_IT} (download.fallback: false refuses this.)",
+        )
+
+
+def _bring(name: str, paths: Paths, state: State) -> None:
+    """Replace data/raw by every file of a data set, verified, and its description."""
+    dataset = catalog.ALL[name]
+    if not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_DISABLE", "1")  # read when torchvision imports tqdm
+    files, places, classes = catalog.publication(dataset)
+    sources = [Source(place) for place in places]
+    if isinstance(dataset.origin, Torchvision):
+        sources = [*mirror(state.root), *sources]
+    with written_whole(paths.raw) as aside:
+        aside.mkdir()
+        for file, checksum in files.items():
+            there = paths.raw / file
+            whole = there.is_file() and md5(there) == checksum
+            source = fetch(file, checksum, [Source(paths.raw)] if whole else sources, aside)
+            stage.say("download", f"{file} from {source.place}")
+        what = Description(name, dataset.title, dataset.source, dataset.licence, classes, files)
+        description.write(aside, what)
+    stage.say("download", f"{name}: {len(files)} files verified in data/raw")
 
 
 if __name__ == "__main__":

@@ -1,23 +1,90 @@
-"""Stage `evaluate`: weights and the test split into metrics, figures and their run."""
+"""Stage `evaluate`: weights and the test split into metrics, figures and their MLflow run."""
 
 from digits import stage
-from splice.files import write_json
+
+if __name__ == "__main__":
+    stage.begin()
+
+from typing import Any
+
+import torch
+
+from digits.data import dataset
+from digits.data.dataset import Split
+from digits.errors import DataError, DeviceError
+from digits.evaluation import report
+from digits.model.net import Net
+from digits.model.weights import load_net
+from digits.params import Evaluate, Params
+from digits.paths import Paths, State
+from digits.training.device import choose_device, is_out_of_memory
+from digits.training.engine import for_answers
+from digits.training.history import History
+from splice import Join
 
 
-def main() -> None:
-    """Wake the sender, and only then import what takes long."""
-    params, paths, _, join = stage.begin()
-    from digits.judging import judge
-    from digits.results import results
+def main(params: Params, paths: Paths, _state: State, join: Join) -> None:
+    """Measure the model on the test split, write how good it is, and hand that to MLflow.
 
-    judge(params, paths)
-    write_json(paths.reports / "evaluation.json", join.identity())
+    Raises:
+        UserError: a file is missing or broken, or the device isn't there or too small.
+    """
+    test = dataset.read(paths.split("test"))
+    net, description = load_net(paths.model)
+    _refuse_what_does_not_fit(test, description, paths)
+
+    output = _answers(net, test, params.evaluate)
+    if not bool(torch.isfinite(output).all()):
+        raise DataError(
+            f"{paths.model} gives NaN or infinite answers; delete it and run `dvc repro`"
+        )
+    metrics = report.write(
+        paths, test, output.cpu().double().numpy(), History.read(paths), params.evaluate
+    )
+    stage.say(
+        "evaluate",
+        f"{test.facts.dataset}: test accuracy {metrics['accuracy']:.2%}, "
+        f"loss {metrics['loss']:.4f}",
+    )
+
     if params.tracking.enabled:
-        join.evaluation(results(paths.root))
+        join.evaluation(report.results(paths.root))
         if reason := join.wait():
             stage.say("evaluate", f"not delivered to MLflow yet: {reason}; `splice sync` retries")
         else:
             stage.say("evaluate", "everything is delivered to MLflow; `make ui` shows it")
+
+
+def _refuse_what_does_not_fit(test: Split, description: dict[str, Any], paths: Paths) -> None:
+    if not len(test):
+        raise DataError(f"{paths.split('test')} holds no images; run `dvc repro` again")
+    if description["shape"] != list(test.shape):
+        raise DataError(
+            f"{paths.model} takes images {description['shape']}, but {paths.split('test')} has "
+            f"{list(test.shape)}; run `dvc repro`"
+        )
+    if description["classes"] != list(test.facts.classes):
+        raise DataError(
+            f"{paths.model} knows the classes {description['classes']}, but "
+            f"{paths.split('test')} has {list(test.facts.classes)}; run `dvc repro`"
+        )
+
+
+def _answers(net: Net, test: Split, params: Evaluate) -> torch.Tensor:
+    """Log-probabilities `[N, classes]`."""
+    device = choose_device(params.device, "evaluate.device")
+    images = torch.from_numpy(test.images).to(device)
+    try:
+        engine = for_answers(net.to(device), images)
+        stage.say("evaluate", f"computed by {engine.name}: {engine.why}")
+        return engine.log_probabilities(net, images, params.batch_size)
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        raise DeviceError(
+            f"out of memory on {device} with evaluate.batch_size {params.batch_size}; "
+            "lower evaluate.batch_size"
+        ) from error
 
 
 if __name__ == "__main__":

@@ -1,14 +1,172 @@
-"""Stage `train`: processed splits into weights and their history."""
+"""Stage `train`: training and validation splits into weights, their history and an MLflow run."""
 
 from digits import stage
 
+if __name__ == "__main__":
+    stage.begin()
 
-def main() -> None:
-    """Wake the sender, and only then import what takes long."""
-    params, paths, state, join = stage.begin()
-    from digits.fitting import fit
+import time
+from dataclasses import asdict
+from typing import Any
 
-    fit(params, paths, state, join)
+import torch
+
+from digits.data import dataset
+from digits.data.dataset import PixelFacts, Split
+from digits.errors import DataError, ParameterError
+from digits.model import weights
+from digits.params import Params
+from digits.paths import Paths, State
+from digits.training import checkpoint
+from digits.training.checkpoint import Checkpoint
+from digits.training.device import Machine, prepare
+from digits.training.engine import Engine, for_training
+from digits.training.history import History, epoch_metrics, step_metrics
+from digits.training.loop import Epoch, Images, Snapshot, Step, new_net, train
+from digits.training.progress import Speed, announce, bar
+from splice import Join
+from splice.files import digest, md5
+
+
+def main(params: Params, paths: Paths, state: State, join: Join) -> None:
+    """Train as params.yaml says, from where an interrupted training left off.
+
+    Raises:
+        UserError: bad data, a device that isn't there, divergence, a full disk.
+    """
+    recipe = params.train
+    splits = {name: dataset.read(paths.split(name)) for name in ("train", "validation")}
+    hashes = {name: md5(paths.split(name)) for name in splits}
+    training = splits["train"]
+    _refuse_what_gives_no_training(params, paths, splits)
+
+    machine = prepare(recipe)
+    net = new_net(
+        recipe.seed, len(training.facts.classes), training.shape, *_pixels(training, paths)
+    ).to(machine.device)
+    images = {name: _on(machine, split) for name, split in splits.items()}
+    engine = for_training(net, *images["train"], recipe, machine)
+    stage.say("train", f"computed by {engine.name} on {machine.description}: {engine.why}")
+
+    identity = _identity(params, hashes, machine, engine)
+    saved = Checkpoint.of(state.checkpoints, digest(identity))
+    with join.training(
+        identity,
+        params=params.flat("download", "preprocess", "train"),
+        data={name: dataset.data(name, split, hashes[name]) for name, split in splits.items()},
+        tags=_tags(params, machine, engine, training),
+    ) as run:
+        history, resume = _resumed(saved)
+        speed, began = Speed(), time.perf_counter()
+        with bar(recipe.epochs * len(training)) as show:
+            for event in train(
+                net,
+                images["train"],
+                images["validation"],
+                recipe,
+                machine,
+                engine,
+                params.checkpoint.every_steps,
+                resume,
+            ):
+                match event:
+                    case Step():
+                        history.steps.append(list(event))
+                        run.points(step_metrics(event) + speed.metrics(event))
+                        show(event.samples, f"loss {event.loss:.4f}")
+                    case Epoch():
+                        history.epochs.append(list(event))
+                        run.points(epoch_metrics(event))
+                        announce(event, recipe.epochs)
+                    case Snapshot():
+                        run.sync()
+                        saved.write(event.tensors, asdict(history))
+                        stage.stop_if_orphaned()
+        stage.say("train", f"trained in {time.perf_counter() - began:.2f} s")
+
+        weights.save(paths.model, net.state_dict(), _description(params, splits, hashes))
+        history.write(paths)
+        run.model(
+            training.images[:2].tolist(),
+            {"history/steps.csv": paths.steps, "history/epochs.csv": paths.epochs},
+        )
+    saved.remove()
+
+
+def _refuse_what_gives_no_training(params: Params, paths: Paths, splits: dict[str, Split]) -> None:
+    if params.train.keep == "best" and not len(splits["validation"]):
+        raise ParameterError(
+            f"train.keep in {paths.params} is 'best', which needs validation images; "
+            "set preprocess.validation above 0, or train.keep to last"
+        )
+    if not len(splits["train"]):
+        raise DataError(f"{paths.split('train')} holds no images; run `dvc repro` again")
+
+
+def _pixels(training: Split, paths: Paths) -> tuple[float, float]:
+    if isinstance(training.facts, PixelFacts):
+        return training.facts.mean, training.facts.std
+    raise DataError(f"{paths.split('train')} has no pixel statistics; run `dvc repro` again")
+
+
+def _on(machine: Machine, split: Split) -> Images:
+    images, labels = torch.from_numpy(split.images), torch.from_numpy(split.labels)
+    return Images(images, labels.long()).to(machine.device)
+
+
+def _identity(
+    params: Params, hashes: dict[str, str], machine: Machine, engine: Engine
+) -> dict[str, Any]:
+    """All that decides a training's result."""
+    return {
+        "train": asdict(params.train),
+        "data": hashes,
+        "code": checkpoint.code(),
+        "torch": str(torch.__version__),
+        "engine": engine.name,
+        "machine": [str(part) for part in machine] if engine.name == "torch" else [],
+    }
+
+
+def _description(
+    params: Params, splits: dict[str, Split], hashes: dict[str, str]
+) -> dict[str, Any]:
+    """What the model file says of itself: what it was made from, and nothing of when or where."""
+    return {
+        "net": weights.code_digest(),
+        "classes": list(splits["train"].facts.classes),
+        "shape": list(splits["train"].shape),
+        "dataset": splits["train"].facts.dataset,
+        "data": hashes,
+        "images": {name: len(split) for name, split in splits.items()},
+        "params": params.flat("download", "preprocess", "train"),
+    }
+
+
+def _tags(params: Params, machine: Machine, engine: Engine, training: Split) -> dict[str, str]:
+    """What a run says of its machine from its first moment."""
+    return {
+        "dataset": training.facts.dataset,
+        "device": machine.description,
+        "precision": str(machine.precision).removeprefix("torch."),
+        "engine": engine.name,
+        "engine.why": engine.why,
+        "threads": str(machine.threads),
+        "deterministic": str(params.train.deterministic).lower(),
+    }
+
+
+def _resumed(saved: Checkpoint) -> tuple[History, dict[str, torch.Tensor] | None]:
+    try:
+        found = saved.read()
+    except DataError as error:
+        stage.say("train", f"{error}; starting from the beginning")
+        found = None
+    if found is None:
+        return History(), None
+    tensors, history = found
+    stage.say("train", f"going on after step {int(tensors['step']):,}")
+    return History(**history), tensors
 
 
 if __name__ == "__main__":

@@ -6,7 +6,8 @@ from collections import Counter
 from typing import NamedTuple
 
 from conftest import Project
-from digits.history import History
+from digits.paths import Paths
+from digits.training.history import History
 from splice.files import md5
 from splice.mlflow_store import MODEL, PARENT
 
@@ -30,8 +31,7 @@ def delivered(project: Project) -> Delivered:
     runs = [run for run in tagged if PARENT not in run.data.tags]
     if not runs:
         return Delivered(0, 0, 0, "")
-    folder = project.root / "reports" / "history"
-    expected = History.read(folder / "steps.csv", folder / "epochs.csv").metrics()
+    expected = History.read(Paths(project.root)).metrics()
     run_id = runs[0].info.run_id
     found = [
         (key, item.value, item.step)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 
 def imported_files(script: Path, source: Path) -> set[Path]:
-    """The script, every module below `source` that it imports, and the C files of their names."""
+    """The script, every module below `source` that it imports, and the C files beside them."""
     reached: set[Path] = set()
     waiting = [script]
     while waiting:
@@ -13,8 +13,7 @@ def imported_files(script: Path, source: Path) -> set[Path]:
         if path in reached:
             continue
         reached.add(path)
-        if path.with_suffix(".c").exists():
-            reached.add(path.with_suffix(".c"))
+        reached.update(path.parent.glob("*.c"))
         tree = ast.parse(path.read_text(encoding="utf-8"))
         for name in sorted(_names(tree)):
             waiting += _files(name, source)

@@ -39,7 +39,7 @@ def test_the_parameters_of_the_repository_are_good() -> None:
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("download.dataset", "mnits"),
+        ("download.dataset", 5),
         ("download.fallback", "yes"),
         ("download.fallback", 1),
         ("preprocess.validation", 0.6),

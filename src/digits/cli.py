@@ -3,13 +3,14 @@
 import argparse
 from pathlib import Path
 
-from digits import project, stage
+import splice.errors
+from digits.paths import ROOT, Paths
 
 
 def main() -> None:
     """Parse the command line and run a command."""
     arguments = _parser().parse_args()
-    stage.run(f"digits {arguments.command}", lambda: arguments.run(arguments))
+    splice.errors.run(f"digits {arguments.command}", lambda: arguments.run(arguments))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -23,9 +24,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _predict(arguments: argparse.Namespace) -> None:
-    from digits.predicting import predict
+    from digits.predict import predict
 
-    model = arguments.model or project.paths().model
+    model = arguments.model or Paths(ROOT).model
     for path, found in zip(arguments.pictures, predict(model, arguments.pictures), strict=True):
         print(f"{path}: {found.name} ({found.probability:.1%})")
 

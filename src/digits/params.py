@@ -27,7 +27,7 @@ Metric = Annotated[StrictStr, Field(pattern=_METRIC, description="a metric like 
 class Download:
     """What the download stage brings."""
 
-    dataset: Literal["mnist", "mnist-5k"]
+    dataset: Name  # in digits.data.catalog
     fallback: StrictBool
 
 

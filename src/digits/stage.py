@@ -3,51 +3,65 @@
 import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
 from typing import TYPE_CHECKING
 
 import splice.errors
-from splice.errors import UserError
+from digits.errors import UserError
+from digits.paths import ROOT, Paths, State
+from splice import Config, Join
 
 if TYPE_CHECKING:
     from digits.params import Params
-    from digits.project import Paths, State
-    from splice import Join
 
 PARENT = os.getppid()
 
 
-def begin() -> "tuple[Params, Paths, State, Join]":
-    """Read the parameters and wake the sender, which starts up while the stage does.
+def begin() -> None:
+    """Do what comes before a stage's own imports, which take long.
 
-    Raises:
-        ParameterError: params.yaml is wrong.
+    Start what delivers to MLflow, so that it gets ready meanwhile; and should one of the packages
+    be missing, say what to do.
     """
-    from digits import project
-    from digits.params import load
-
-    params, join = load(project.paths().params), project.join()
-    join.wake()
-    return params, project.paths(), project.state(), join
+    sys.excepthook = _say_what_is_missing
+    with suppress(UserError):  # `run` says it
+        Join(Config.read(ROOT)).wake()
 
 
-def run(name: str, main: Callable[[], None]) -> None:
-    """Run a stage's main function and leave the process with its exit code."""
-    splice.errors.run(name, lambda: _with_cures(name, main))
+def run(name: str, main: "Callable[[Params, Paths, State, Join], None]") -> None:
+    """Run a stage on the checkout that it belongs to, and leave the process with its exit code."""
+
+    def stage() -> None:
+        from digits.params import load
+
+        join = Join(Config.read(ROOT))
+        main(load(Paths(ROOT).params), Paths(ROOT), State(join.config.home), join)
+
+    splice.errors.run(name, lambda: _with_cures(name, stage))
 
 
 def _with_cures(name: str, main: Callable[[], None]) -> None:
     try:
         main()
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] in ("digits", "splice"):
-            raise
-        raise UserError(
-            f"{sys.executable} has no package {error.name}; run `make setup`, "
-            "then `source .venv/bin/activate`, or call `make repro`"
-        ) from error
     except MemoryError as error:
         lower = f" or lower {name}.batch_size" if name in ("train", "evaluate") else ""
         raise UserError(f"out of memory; close other programs{lower}, then run again") from error
+
+
+def _say_what_is_missing(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    missing = error.name or "" if isinstance(error, ModuleNotFoundError) else ""
+    if not missing or missing.partition(".")[0] in ("digits", "splice"):
+        sys.__excepthook__(kind, error, trace)
+        return
+    say(
+        Path(sys.argv[0]).stem,
+        f"{sys.executable} has no package {missing}; run `make setup`, "
+        "then `source .venv/bin/activate`, or call `make repro`",
+    )
 
 
 def say(name: str, message: str) -> None:

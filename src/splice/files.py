@@ -18,9 +18,10 @@ READABLE = 0o644
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
-    """Give a path to write aside; on success it is synced and renamed to `path`.
+    """Give a path to write a file or folder aside; on success it is synced and renamed to `path`.
 
-    Whatever happens, `path` is either the old file or the whole new one.
+    Whatever happens, `path` is either the old file or the whole new one. A folder that is killed
+    between the old one's removal and the renaming is gone, but never half.
 
     Raises:
         UserError: the folder can't be written to, or the disk is full.
@@ -32,7 +33,10 @@ def written_whole(path: Path) -> Iterator[Path]:
         remove_abandoned(path.parent)
         folder.mkdir(exist_ok=True)
         yield aside
-        aside.chmod(READABLE)
+        if aside.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            aside.chmod(READABLE)
         sync(aside)
         aside.replace(path)
         sync(path.parent)

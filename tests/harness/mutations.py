@@ -28,10 +28,13 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from PIL import Image  # noqa: E402
 
-from digits import checkpoints, formats, params, predicting, processed, tables, weights  # noqa: E402
+from digits import params, predict  # noqa: E402
+from digits.data import dataset, formats, storage  # noqa: E402
+from digits.data.dataset import PixelFacts, Split  # noqa: E402
 from digits.errors import UserError  # noqa: E402
-from digits.net import Net  # noqa: E402
-from digits.processed import PixelFacts, Split  # noqa: E402
+from digits.model import weights  # noqa: E402
+from digits.model.net import Net  # noqa: E402
+from digits.training.checkpoint import Checkpoint  # noqa: E402
 from splice import outbox  # noqa: E402
 
 Mutation = Callable[[random.Random, bytes], bytes]
@@ -168,10 +171,8 @@ def parsers(folder: Path) -> list[Parser]:
     return [
         Parser("params.yaml", params.load, (ROOT / "params.yaml").read_bytes(), plain),
         Parser("idx", lambda path: formats.read_idx(path, 3), idx, zipped, packed=gzip.compress),
-        Parser(
-            "csv", lambda path: formats.read_csv(path, 8), row * 5, zipped, packed=gzip.compress
-        ),
-        Parser("split", processed.read, made(lambda path: processed.write(path, split)), tensors),
+        Parser("csv", formats.read_csv, row * 5, zipped, packed=gzip.compress),
+        Parser("split", dataset.read, made(lambda path: dataset.write(path, split)), tensors),
         Parser(
             "model",
             weights.load_net,
@@ -180,20 +181,20 @@ def parsers(folder: Path) -> list[Parser]:
         ),
         Parser(
             "checkpoint",
-            lambda path: checkpoints.load(path, "key"),
-            made(lambda path: checkpoints.save(path, moments, "key", history)),
+            lambda path: Checkpoint(path, "key").read(),
+            made(lambda path: Checkpoint(path, "key").write(moments, history)),
             tensors,
         ),
         Parser(
             "table",
-            lambda path: tables.read(path, ("step", "loss")),
-            made(lambda path: tables.write(path, ("step", "loss"), [(0, 2.3), (1, None)])),
+            lambda path: storage.read_table(path, ("step", "loss")),
+            made(lambda path: storage.write_table(path, ("step", "loss"), [(0, 2.3), (1, None)])),
             plain,
         ),
         *(
             Parser(
                 kind,
-                partial(predicting.read_picture, shape=(1, 28, 28)),
+                partial(predict.read_picture, shape=(1, 28, 28)),
                 made(partial(drawing.save, format=kind)),
                 plain,
             )

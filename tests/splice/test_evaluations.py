@@ -6,8 +6,8 @@ import numpy as np
 from mlflow.entities import Run
 
 from conftest import Project
-from digits import processed
-from digits.processed import Split
+from digits.data import dataset
+from digits.data.dataset import Split
 from splice.files import md5
 
 
@@ -30,9 +30,9 @@ def digest_of_test_data(run: Run) -> str:
 
 
 def keep_half(path: Path) -> None:
-    split = processed.read(path)
+    split = dataset.read(path)
     half = slice(0, None, 2)
-    processed.write(
+    dataset.write(
         path,
         Split(
             np.ascontiguousarray(split.images[half]),

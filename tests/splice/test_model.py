@@ -8,8 +8,8 @@ import numpy as np
 import torch
 
 from conftest import Project
-from digits import processed
-from digits.weights import load_net
+from digits.data import dataset
+from digits.model.weights import load_net
 from splice.files import md5
 
 IN_A_FRESH_PROCESS = """
@@ -29,7 +29,7 @@ def test_the_logged_model_needs_none_of_this_project_and_answers_as_the_net(
     run = store.run_of_model(md5(finished.model))
     assert run is not None
     model_id = store.model_id(run.info.run_id)
-    images = processed.read(finished.root / "data/processed/test.safetensors").images[:7]
+    images = dataset.read(finished.root / "data/processed/test.safetensors").images[:7]
     np.save(tmp_path / "images.npy", images)
     done = finished.run(
         "python",

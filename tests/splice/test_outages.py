@@ -8,7 +8,8 @@ import pytest
 from mlflow import MlflowClient
 
 from conftest import Project, Team
-from digits.history import History
+from digits.paths import Paths
+from digits.training.history import History
 from journals import arrived, compare, kept, written
 from servers import FaultyProxy, MlflowServer, Mode
 from splice import outbox
@@ -38,8 +39,7 @@ def assert_nothing_lost(project: Project, server: MlflowServer, journals: list[P
     count = compare(written(journals), got)
     assert count.is_clean, count
 
-    history = project.root / "reports" / "history"
-    on_disk = History.read(history / "steps.csv", history / "epochs.csv").metrics()
+    on_disk = History.read(Paths(project.root)).metrics()
     for key in {key for key, _, _ in on_disk}:
         curve = [(step, value) for step, value, _ in got[key]]
         assert curve == [(step, value) for name, value, step in on_disk if name == key]

@@ -7,7 +7,8 @@ from pathlib import Path
 from mlflow.entities import Run
 
 from conftest import Project
-from digits.history import History
+from digits.paths import Paths
+from digits.training.history import History
 
 
 def all_runs(project: Project) -> list[Run]:
@@ -23,8 +24,7 @@ def assert_is_honest(project: Project, run: Run) -> None:
     assert "not trained here" in run.data.tags["mlflow.note.content"]
     assert run.data.params["train.epochs"] == "2"
     assert run.data.params["download.dataset"] == "mnist-5k"
-    history = project.root / "reports" / "history"
-    points = History.read(history / "steps.csv", history / "epochs.csv").metrics()
+    points = History.read(Paths(project.root)).metrics()
     client = project.store().client
     for key in {key for key, _, _ in points}:
         curve = client.get_metric_history(run.info.run_id, key)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from digits.errors import DeviceError, DivergedError
-from digits.net import Net
+from digits.model.net import Net
 from digits.training.device import Machine, is_out_of_memory
 from digits.training.engine import Engine, hold_together
 from digits.training.optim import learning_rate

@@ -1,0 +1,191 @@
+"""What an evaluation leaves in reports/, and how the join is told of it.
+
+An Evaluation for the join comes from files alone, so it makes no difference whether the stages
+ran here or DVC restored their results.
+"""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from digits.data import dataset
+from digits.data.dataset import Split
+from digits.data.storage import read_arrays, write_document, write_table
+from digits.errors import DataError
+from digits.evaluation import plots
+from digits.evaluation.metrics import (
+    DECIMALS,
+    Floats,
+    class_scores,
+    confusion,
+    scores,
+    worst_mistakes,
+)
+from digits.params import Evaluate, load
+from digits.paths import Paths
+from digits.training.history import History
+from splice import Evaluation, Trained
+from splice.files import md5, read_json
+
+FIGURES = ("loss.png", "confusion.png", "mistakes.png")
+BATCH = 1000  # images that a registered model is asked about at once
+BINS = "evaluate.calibration_bins"
+
+OfClass = dict[str, dict[str, float]]  # by class name, then by score
+
+
+def write(
+    paths: Paths, test: Split, log_probabilities: Floats, history: History, params: Evaluate
+) -> dict[str, float]:
+    """Write metrics, tables and figures; give the metrics.
+
+    Args:
+        paths: where to.
+        test: what was asked.
+        log_probabilities: what was answered, `[N, classes]`.
+        history: of the training, for its figure.
+        params: section `evaluate` of params.yaml.
+    """
+    names, labels = test.facts.classes, test.labels
+    predicted = log_probabilities.argmax(1)
+    metrics, of_class = _numbers(log_probabilities, test, params.calibration_bins)
+    worst = worst_mistakes(log_probabilities, labels, params.mistakes)
+    write_document(paths.reports / "metrics.json", {"test": metrics})
+    write_document(paths.reports / "classes.json", of_class)
+    write_table(
+        paths.reports / "confusion.csv",
+        ("actual", "predicted"),
+        [(names[a], names[p]) for a, p in zip(labels, predicted, strict=True)],
+    )
+    probabilities = np.exp(log_probabilities[worst, labels[worst]])
+    write_table(
+        paths.reports / "mistakes.csv",
+        ("index", "actual", "predicted", "probability_of_actual"),
+        [
+            (int(i), names[labels[i]], names[predicted[i]], f"{probability:.6f}")
+            for i, probability in zip(worst, probabilities, strict=True)
+        ],
+    )
+    plots.loss_curves(paths.figure("loss"), history)
+    plots.confusion(paths.figure("confusion"), confusion(labels, predicted, len(names)), names)
+    titles = [f"{names[labels[i]]} taken for {names[predicted[i]]}" for i in worst]
+    plots.mistakes(paths.figure("mistakes"), test.images[worst], titles)
+    write_document(paths.reports / "evaluation.json", _of(paths, params))
+    return metrics
+
+
+def results(root: Path) -> Evaluation:
+    """The evaluation that lies in models/ and reports/.
+
+    Raises:
+        DataError: a file is missing, or the reports are of another model or test split.
+    """
+    paths, params = Paths(root), load(Paths(root).params)
+    if read_json(paths.reports / "evaluation.json") != _of(paths, params.evaluate):
+        raise DataError(
+            f"{paths.reports} was not written for this model, test split and parameters; "
+            "run `dvc repro`"
+        )
+    test = dataset.read(paths.split("test"))
+    listed = dataset.data("test", test, "")
+    return Evaluation(
+        metrics=_written_numbers(paths),
+        params=params.flat("evaluate"),
+        files=_artifacts(paths),
+        dataset=listed.name,
+        arrays=listed.arrays,
+        example=test.images[:2].tolist(),
+        trained=_trained(paths),
+    )
+
+
+def measure(predict: Callable[[Any], Any], test: Path, settings: Mapping[str, Any]) -> Evaluation:
+    """The evaluation of a model that is there as a function of images alone.
+
+    Args:
+        predict: uint8 images `[N, channels, height, width]` to log-probabilities `[N, classes]`.
+        test: a processed split.
+        settings: `evaluate.calibration_bins`.
+
+    Raises:
+        DataError: the split is missing or damaged, or has other classes than the model.
+    """
+    split = dataset.read(test)
+    batches = range(0, len(split), BATCH)
+    output = np.concatenate([predict(split.images[i : i + BATCH]) for i in batches]).astype(float)
+    if output.shape != (len(split), len(split.facts.classes)):
+        raise DataError(f"the model doesn't know the classes of {test}; train it again")
+    listed = dataset.data("test", split, "")
+    return Evaluation(
+        metrics=_flat(*_numbers(output, split, settings[BINS])),
+        dataset=listed.name,
+        arrays=listed.arrays,
+    )
+
+
+def _of(paths: Paths, params: Evaluate) -> dict[str, Any]:
+    """What was evaluated, on what, and how."""
+    return {
+        "model": md5(paths.model),
+        "test": md5(paths.split("test")),
+        "calibration_bins": params.calibration_bins,
+    }
+
+
+def _numbers(output: Floats, test: Split, bins: int) -> tuple[dict[str, float], OfClass]:
+    """Every number of an evaluation: of all classes together, and of each."""
+    names = test.facts.classes
+    columns = class_scores(confusion(test.labels, output.argmax(1), len(names)))
+    of_class = {
+        label: {name: round(float(column[i]), DECIMALS) for name, column in columns.items()}
+        for i, label in enumerate(names)
+    }
+    return scores(output, test.labels, bins), of_class
+
+
+def _written_numbers(paths: Paths) -> dict[str, float]:
+    try:
+        test = read_json(paths.reports / "metrics.json")["test"]
+        return _flat(test, read_json(paths.reports / "classes.json"))
+    except (LookupError, AttributeError, TypeError, ValueError) as error:
+        raise DataError(
+            f"{paths.reports}/metrics.json or classes.json holds no such numbers as evaluate "
+            "writes; run `dvc repro --force --single-item evaluate`"
+        ) from error
+
+
+def _flat(
+    values: Mapping[str, float], of_class: Mapping[str, Mapping[str, float]]
+) -> dict[str, float]:
+    flat = {f"test/{name}": float(value) for name, value in values.items()}
+    for label, columns in of_class.items():
+        flat |= {f"test/{name}/{label}": float(value) for name, value in columns.items()}
+    return flat
+
+
+def _artifacts(paths: Paths) -> dict[str, Path]:
+    names = ("metrics.json", "classes.json", "confusion.csv", "mistakes.csv")
+    reports = {name: paths.reports / name for name in names}
+    figures = {f"figures/{name}": paths.reports / "figures" / name for name in FIGURES}
+    return reports | figures
+
+
+def _trained(paths: Paths) -> Trained:
+    """What the model file and the history beside it say of the training."""
+    _, description = read_arrays(paths.model)
+    if not {"data", "dataset", "images", "params", "shape"} <= set(description):
+        raise DataError(
+            f"{paths.model} doesn't say what it was made from; delete it and run `dvc repro`"
+        )
+    name, counts, shape = description["dataset"], description["images"], description["shape"]
+    return Trained(
+        params=description["params"],
+        data={
+            split: dataset.listed(split, name, (counts[split], *shape), md5)
+            for split, md5 in description["data"].items()
+        },
+        points=History.read(paths).metrics(),
+        tags={"dataset": name},
+    )

@@ -1,0 +1,1 @@
+"""The Net, its file and what others get of it."""

@@ -1,0 +1,65 @@
+"""The Net as an MLflow model folder: what the sender calls when a model is handed over."""
+
+from pathlib import Path
+from typing import Any
+
+import mlflow.pytorch
+import numpy as np
+import torch
+from mlflow.models import Model, ModelSignature
+from mlflow.types import Schema, TensorSpec
+from torch import nn
+from torch.nn import functional as F
+
+from digits.model.weights import load_net
+
+
+def export(model: Path, example: Any, folder: Path) -> None:
+    """Write an MLflow model folder: a `pt2` graph with its weights, no pickle, none of our code.
+
+    Args:
+        model: a model file.
+        example: uint8 images `[N, channels, height, width]` as nested lists, N at least 2; kept
+            as the input example.
+        folder: must not exist.
+
+    Raises:
+        DataError: the file holds no Net.
+    """
+    net, description = load_net(model)
+    _save(net, len(description["classes"]), np.array(example, np.uint8), folder)
+
+
+def warm_up(folder: Path) -> None:
+    """Export a small network, so that the real one is exported in a moment when it comes."""
+    _save(_Small(), 1, np.zeros((2, 1, 1, 1), np.uint8), folder)
+
+
+class _Small(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(1, 1)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return F.log_softmax(self.layer(images.float().flatten(1)), dim=1)
+
+
+def _save(net: nn.Module, classes: int, images: Any, folder: Path) -> None:
+    mlflow.pytorch.save_model(
+        net.eval(),
+        str(folder),
+        signature=ModelSignature(
+            # unnamed: arrays of named tensors are passed on as a dict, which this flavor refuses
+            Schema([TensorSpec(np.dtype("uint8"), (-1, *images.shape[1:]))]),
+            Schema([TensorSpec(np.dtype("float32"), (-1, classes))]),
+        ),
+        input_example=images,
+        serialization_format="pt2",
+        pip_requirements=[
+            f"torch=={torch.__version__.partition('+')[0]}",
+            f"numpy=={np.__version__}",
+        ],
+    )
+    saved = Model.load(str(folder))
+    saved.flavors["python_function"]["config"] = {"device": "cpu"}  # exported on the CPU
+    saved.save(str(folder / "MLmodel"))

@@ -1,0 +1,152 @@
+"""The Net is the reader's: each change is trained, resumed, evaluated and served as written."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+from collections.abc import Callable
+
+import pytest
+
+from conftest import Project
+from machine import is_saved, started, until
+from splice.files import md5
+
+Edit = tuple[str, str]
+NET, PREPROCESSING = "src/digits/net.py", "src/digits/preprocessing.py"
+LAST_LAYER = "        self.fc2 = nn.Linear(500, classes)\n"
+FIRST_BLOCK = "        hidden = F.relu(F.max_pool2d(self.conv1(pixels), 2))\n"
+SECOND_BLOCK = "        hidden = F.relu(F.max_pool2d(self.conv2(hidden), 2))\n"
+THIRD_BLOCK = "        hidden = F.relu(self.fc1(hidden.flatten(1)))\n"
+
+EDITS: dict[str, list[Edit]] = {
+    "other activations": [
+        (FIRST_BLOCK, FIRST_BLOCK.replace("relu", "silu")),
+        (THIRD_BLOCK, THIRD_BLOCK.replace("F.relu", "torch.tanh")),
+    ],
+    "fewer filters": [("(20, 50, 5)", "(20, 32, 5)"), ("50 * places", "32 * places")],
+    "a third convolution": [
+        (LAST_LAYER, LAST_LAYER + "        self.conv3 = nn.Conv2d(50, 50, 3, padding=1)\n"),
+        (SECOND_BLOCK, SECOND_BLOCK + "        hidden = F.relu(self.conv3(hidden))\n"),
+    ],
+    "wider": [
+        ("(channels, 20, 5)", "(channels, 32, 5)"),
+        ("(20, 50, 5)", "(32, 64, 5)"),
+        ("50 * places", "64 * places"),
+    ],
+    "batch normalization and dropout": [
+        (LAST_LAYER, LAST_LAYER + "        self.norm = nn.BatchNorm2d(20)\n"),
+        (LAST_LAYER, LAST_LAYER + "        self.dropout = nn.Dropout(0.3)\n"),
+        ("self.conv1(pixels)", "self.norm(self.conv1(pixels))"),
+        (THIRD_BLOCK, THIRD_BLOCK + "        hidden = self.dropout(hidden)\n"),
+    ],
+    "a layer of its own": [
+        (LAST_LAYER, LAST_LAYER + "        self.scale = nn.Parameter(torch.randn(50, 1, 1))\n"),
+        (SECOND_BLOCK, SECOND_BLOCK + "        hidden = hidden * (1 + 0.1 * self.scale)\n"),
+    ],
+    "colour": [],
+}
+COLOURED = (
+    "Split(raw.images[:, None], raw.labels, known)",
+    "Split(np.stack([raw.images, 255 - raw.images, raw.images // 2], 1), raw.labels, known)",
+)
+
+# Plain torch and MLflow, on the whole test split, beside what the pipeline says.
+CHECK = """
+import json, sys
+import mlflow.pyfunc, numpy, torch
+from safetensors.torch import load_file
+sys.path.insert(0, "src")
+from digits.model.net import Net
+test = load_file("data/processed/test.safetensors")
+images, labels = test["images"], test["labels"].long()
+net = Net(10, tuple(images.shape[1:]))
+net.load_state_dict(load_file("models/net.safetensors"))
+net.eval()
+with torch.no_grad():
+    expected = torch.cat([net(part) for part in images.split(500)]).double()
+served = mlflow.pyfunc.load_model(sys.argv[1])
+answers = numpy.concatenate([served.predict(part.numpy()) for part in images.split(500)])
+print(json.dumps({
+    "accuracy": (expected.argmax(1) == labels).double().mean().item(),
+    "loss": torch.nn.functional.nll_loss(expected, labels).item(),
+    "served": float(numpy.abs(answers - expected.numpy()).max()),
+}))
+"""
+
+
+def edited(project: Project, name: str, edits: list[Edit]) -> None:
+    path = project.root / name
+    text = path.read_text()
+    for old, new in edits:
+        assert old in text
+        text = text.replace(old, new)
+    path.write_text(text)
+
+
+def assert_reported_as_written(project: Project) -> None:
+    """What metrics.json and MLflow's model say is what net.py gives with the weights saved."""
+    store = project.store()
+    run = store.run_of_model(md5(project.model))
+    assert run is not None
+    model = f"models:/{store.model_id(run.info.run_id)}"
+    done = project.run("python", "-c", CHECK, model, MLFLOW_TRACKING_URI=store.uri)
+    found = json.loads(done.stdout.splitlines()[-1])
+    metrics = project.metrics()
+    assert metrics["accuracy"] == pytest.approx(found["accuracy"], abs=1e-6)
+    assert metrics["loss"] == pytest.approx(found["loss"], abs=1e-5)
+    assert run.data.metrics["test/accuracy"] == metrics["accuracy"]
+    assert found["served"] < 1e-4
+    assert metrics["accuracy"] > 0.5
+
+
+@pytest.fixture(scope="module")
+def prepared_project(
+    finished_project: Project, tmp_path_factory: pytest.TempPathFactory
+) -> Project:
+    """One to change the Net in: a training of ten seconds at most; only to be copied."""
+    project = finished_project.copy(tmp_path_factory.mktemp("prepared") / "project")
+    project.params({"train.epochs": 1, "checkpoint.every_steps": 2, "train.threads": 0})
+    return project
+
+
+@pytest.mark.parametrize("change", EDITS)
+def test_a_changed_net_is_trained_resumed_evaluated_and_served_as_written(
+    change: str, prepared_project: Project, copy_of: Callable[[Project], Project]
+) -> None:
+    project = copy_of(prepared_project)
+    before = md5(project.model)
+    edited(project, NET, EDITS[change])
+    if change == "colour":
+        edited(project, PREPROCESSING, [COLOURED])
+    said = project.dvc("repro").stdout
+    assert "train: computed by torch on cpu" in said
+    project.digits("sync", "--wait", "60")
+    whole = md5(project.model)
+    assert whole != before
+    assert_reported_as_written(project)
+
+    project.params({"tracking.enabled": False})
+    project.model.unlink()
+    with started(project, "python", "src/train.py") as process:
+        until(lambda: is_saved(project))
+        process.send_signal(signal.SIGKILL)
+    assert not project.model.exists()
+    assert "going on after step" in project.stage("train").stdout
+    assert md5(project.model) == whole
+
+
+def test_without_the_folder_of_the_kernels_all_else_works(
+    prepared_project: Project, copy_of: Callable[[Project], Project]
+) -> None:
+    project = copy_of(prepared_project)
+    shutil.rmtree(project.root / "src/digits/training/cpu_kernels")
+    path = project.root / "dvc.yaml"
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(line for line in lines if "cpu_kernels" not in line))
+    said = project.dvc("repro").stdout
+    assert "train: computed by torch on cpu" in said
+    assert "there are no kernels in src/digits/training/cpu_kernels" in said
+    project.digits("sync", "--wait", "60")
+    assert_reported_as_written(project)
