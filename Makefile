@@ -25,16 +25,16 @@ $(VENV)/.done: requirements.lock pyproject.toml
 	VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --quiet --offline --no-deps --no-build-isolation -e .
 	touch $@
 
-repro: setup                ## run what is not up to date, and tell MLflow what it doesn't know
-	digits unlock
+repro: setup                ## run what is not up to date, and deliver the results to MLflow
+	splice unlock
 	dvc repro
-	digits sync
+	splice sync
 
 original: setup             ## the original recipe as an experiment of its own
 	dvc exp run --temp --name original $(addprefix -S ,$(shell sed 's/\#.*//' recipes/original))
 
-sync: setup                 ## tell MLflow what it doesn't know yet
-	digits sync
+sync: setup                 ## deliver to MLflow what it doesn't have yet
+	splice sync
 
 test: setup                 ## the test suite
 	python -m pytest -n 2 --dist worksteal -m 'not long and not gpu'
@@ -53,7 +53,7 @@ lock: setup                 ## make requirements.lock anew
 	  --all-extras --upgrade pyproject.toml --output-file requirements.lock
 
 ui: setup                   ## MLflow's pages on 127.0.0.1:5000
-	digits ui
+	splice ui
 
 bench: setup                ## the benchmarks
 	python benchmarks/run.py $(if $(QUICK),--quick)

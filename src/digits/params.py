@@ -83,7 +83,7 @@ class Evaluate:
 
 @dataclass(frozen=True, config=_CHECKED)
 class Tracking:
-    """What MLflow is told."""
+    """What is delivered to MLflow, and how long a stage waits for it."""
 
     enabled: StrictBool
     experiment: Name

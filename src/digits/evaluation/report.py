@@ -1,6 +1,6 @@
-"""What an evaluation leaves in reports/, and how the join is told of it.
+"""What an evaluation leaves in reports/, and what of it goes to MLflow.
 
-An Evaluation for the join comes from files alone, so it makes no difference whether the stages
+An Evaluation comes from files alone, so it makes no difference whether the stages
 ran here or DVC restored their results.
 """
 

@@ -171,7 +171,7 @@ class _Loop:
         return order.to(self.machine.device), moves.to(self.machine.device)
 
     def _next_stop(self, epoch: int, snapshot_every: int) -> int:
-        """Up to which step there is nothing to tell: a point of the curve, a snapshot, the end."""
+        """Up to which step nothing is reported: a point of the curve, a snapshot, the end."""
         every = self.recipe.log_every
         stops = [(epoch + 1) * self.batches, -(-self.step // every) * every + 1]
         if snapshot_every:

@@ -47,7 +47,7 @@ enum {
     HIDDEN = 500, HIDDEN_PADDED = 512,
 };
 
-typedef struct { /* what is kept of sixteen images between the way forth and the way back */
+typedef struct { /* what is kept of sixteen images between forward and backward */
     lanes pixels[SIDE * SIDE];
     lanes hidden1[CHANNELS1 * POOL1 * POOL1];
     lanes features[FEATURES], features_back[FEATURES];
