@@ -142,7 +142,7 @@ INLINE lanes logarithm(lanes x) {
     return y;
 }
 
-/* ---- one chunk forth ---- */
+/* ---- one chunk forward ---- */
 
 /* Normalised pixels of up to sixteen images; the other lanes are those of the first. */
 static void load(const task *t, chunk *to, const int64_t *order, int64_t count) {
@@ -246,7 +246,7 @@ INLINE void last_layer(const task *t, const chunk *c, lanes *logits, lanes *larg
     for (int64_t k = 0; k < t->classes; k++) *total += exponential(logits[k] - *largest);
 }
 
-/* ---- one chunk back ---- */
+/* ---- one chunk backward ---- */
 
 /* Loss and right answers; in place of the logits their gradients, and those of the hidden layer. */
 static void answers(const task *t, chunk *c, lanes *logits, int64_t batch) {
