@@ -2,70 +2,82 @@
 # make ui      MLflow's pages on this project       make bench  the benchmarks (QUICK=1: short)
 
 PYTHON ?= python3
-VENV := $(CURDIR)/.venv
-BIN := $(VENV)/bin
-export PATH := $(BIN):$(PATH)
+BIN := .venv/bin
+export PATH := $(CURDIR)/$(BIN):$(value PATH)
 unexport PYTHONDONTWRITEBYTECODE PYTHONPATH
 
+# Only a .venv that was made here is ever emptied: it holds this mark, which says in which folder it
+# was made (an earlier Makefile left .done alone). A link is never one, whatever it leads to.
+MARK := .venv/.made-in
+IS_OURS := [ ! -L .venv ] && { [ -e $(MARK) ] || [ -e .venv/.done ]; }
+EMPTY := pwd -P > $(MARK) && find .venv -mindepth 1 -maxdepth 1 ! -path $(MARK) -exec rm -rf {} +
+
+# An environment's files name the folder that it was made in: moved or copied, it is made anew.
+MADE_ELSEWHERE := $(shell [ "$$(cat $(MARK) 2>/dev/null)" = "$$(pwd -P)" ] || echo made-elsewhere)
+
 .PHONY: help setup repro original sync test check format lock ui bench kills outages fuzz clean
+.PHONY: made-elsewhere
 
 help:                       ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 12
 
-setup: $(VENV)/.done        ## make .venv from the lock
+setup: .venv/.done          ## make .venv from the lock
 
 # uv comes out of the same lock and brings the rest in parallel; where it can't, pip does.
-$(VENV)/.done: requirements.lock pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed; say which: make PYTHON=python3.12")'
-	$(PYTHON) -m venv --clear $(VENV)
-	sed -n '/^uv==/,/^[^ ]/p' requirements.lock | sed '$$d' > $(VENV)/uv.lock
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $(VENV)/uv.lock
-	VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --system-certs --compile-bytecode --require-hashes -r requirements.lock \
+.venv/.done: requirements.lock pyproject.toml $(MADE_ELSEWHERE)
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed; say which: make PYTHON=python3.12")'
+	@if [ -e .venv ] || [ -L .venv ]; then $(IS_OURS) || { echo ".venv was not made by this Makefile and stays as it is; move it elsewhere, then call make again" >&2; exit 1; }; fi
+	base=$$("$(PYTHON)" -c 'import sys; print(sys._base_executable)') && mkdir -p .venv && $(EMPTY) && "$$base" -m venv .venv
+	sed -n '/^uv==/,/^[^ ]/p' requirements.lock | sed '$$d' > .venv/uv.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r .venv/uv.lock
+	$(BIN)/uv pip install --python $(BIN)/python --system-certs --compile-bytecode --require-hashes -r requirements.lock \
 	  || $(BIN)/python -m pip install --require-hashes -r requirements.lock
-	VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --quiet --offline --no-deps --no-build-isolation -e .
+	$(BIN)/uv pip install --python $(BIN)/python --quiet --offline --no-deps --no-build-isolation -e .
 	touch $@
 
 repro: setup                ## run what is not up to date, and deliver the results to MLflow
-	splice unlock
-	dvc repro
-	splice sync
+	$(BIN)/python -m splice.cli unlock
+	$(BIN)/python -m dvc repro
+	$(BIN)/python -m splice.cli sync
 
 original: setup             ## the original recipe as an experiment of its own
-	dvc exp run --temp --name original $(addprefix -S ,$(shell sed 's/\#.*//' recipes/original))
+	$(BIN)/python -m dvc exp run --temp --name original $(addprefix -S ,$(shell sed 's/\#.*//' recipes/original))
 
 sync: setup                 ## deliver to MLflow what it doesn't have yet
-	splice sync
+	$(BIN)/python -m splice.cli sync
 
 test: setup                 ## the test suite
-	python -m pytest -n 2 --dist worksteal -m 'not long and not gpu'
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m 'not long and not gpu'
 
 check: setup                ## lint, format and types
-	ruff check .
-	ruff format --check .
-	mypy src tests benchmarks
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python -m mypy src tests benchmarks
 
 format: setup               ## format the code
-	ruff check --fix .
-	ruff format .
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
 
 lock: setup                 ## make requirements.lock anew
-	uv pip compile --universal --generate-hashes --no-emit-index-url --no-header --python-version 3.11 \
+	$(BIN)/uv pip compile --universal --generate-hashes --no-emit-index-url --no-header --python-version 3.11 \
 	  --all-extras --upgrade pyproject.toml --output-file requirements.lock
 
 ui: setup                   ## MLflow's pages on 127.0.0.1:5000
-	splice ui
+	$(BIN)/python -m splice.cli ui
 
 bench: setup                ## the benchmarks
-	python benchmarks/run.py $(if $(QUICK),--quick)
+	$(BIN)/python benchmarks/run.py $(if $(QUICK),--quick)
 
 kills: setup                ## harness: 100 kills over the whole pipeline
-	python tests/harness/kills.py
+	$(BIN)/python tests/harness/kills.py
 
 outages: setup              ## harness: 50 outages of a tracking server
-	python tests/harness/outages.py
+	$(BIN)/python tests/harness/outages.py
 
 fuzz: setup                 ## harness: 10,000 mutated inputs to the parsers
-	python tests/harness/mutations.py
+	$(BIN)/python tests/harness/mutations.py
 
 clean:                      ## remove what set-up made; data, models and runs stay
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	@if $(IS_OURS); then $(EMPTY) && rm -rf .venv; \
+	elif [ -e .venv ] || [ -L .venv ]; then echo ".venv stays: it was not made by this Makefile"; fi
+	rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis

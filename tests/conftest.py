@@ -22,6 +22,7 @@ import yaml
 
 from servers import FaultyProxy, MlflowServer, mlflow_server, postgres, s3
 from splice import outbox
+from splice.config import sqlite_uri
 from splice.mlflow_store import Store
 
 HERE = Path(__file__).resolve().parents[1]
@@ -117,7 +118,7 @@ class Project:
 
     def store(self) -> Store:
         """The store that this project's commands use."""
-        uri = self.env.get("MLFLOW_TRACKING_URI") or f"sqlite:///{self.root / 'mlflow.db'}"
+        uri = self.env.get("MLFLOW_TRACKING_URI") or sqlite_uri(self.root / "mlflow.db")
         return Store(self.root, uri)
 
     def with_env(self, **env: str) -> Project:

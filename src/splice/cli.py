@@ -183,7 +183,10 @@ def _ui(arguments: argparse.Namespace, config: Config) -> None:
         with _store(config):  # makes it whole; the server, killed early, would leave half of it
             pass
     command = ["mlflow", "server", "--workers", "1"]
-    os.environ["MLFLOW_BACKEND_STORE_URI"] = config.store  # a command line shows its password
+    # Not on the command line, which would show its password; relative, as MLflow makes the folder
+    # that an escaped path seems to name.
+    store = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{config.database.name}"
+    os.environ["MLFLOW_BACKEND_STORE_URI"] = store
     command += ["--default-artifact-root", (config.home / "mlartifacts").as_uri()]
     command += ["--host", arguments.host, "--port", str(arguments.port)]
     print(f"http://{arguments.host}:{arguments.port} (Ctrl-C ends it)", flush=True)

@@ -155,7 +155,7 @@ class Config:
     @property
     def store(self) -> str:
         """The store's address, which may hold a password."""
-        return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{self.database}"
+        return os.environ.get("MLFLOW_TRACKING_URI") or sqlite_uri(self.database)
 
     @property
     def store_id(self) -> str:
@@ -203,6 +203,11 @@ class Config:
                 f"{key} in {self.root / PYPROJECT} is {name!r}, which can't be imported: {error}"
             ) from error
         return found if callable(found) else None
+
+
+def sqlite_uri(path: Path) -> str:
+    """The address of an sqlite file, with what would end the path or be decoded in it escaped."""
+    return "sqlite:///" + str(path).replace("%", "%25").replace("?", "%3F")
 
 
 def main_checkout(root: Path) -> Path:
@@ -279,7 +284,9 @@ def _made(database: Path) -> str:
     """When MLflow made its first experiment in this sqlite file, which tells it from others."""
     query = "SELECT creation_time FROM experiments WHERE experiment_id = 0"
     try:
-        with contextlib.closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as opened:
+        with contextlib.closing(
+            sqlite3.connect(f"{database.as_uri()}?mode=ro", uri=True)
+        ) as opened:
             return f"sqlite {opened.execute(query).fetchone()}"
     except sqlite3.Error:
         return "sqlite, not made yet"

@@ -8,6 +8,7 @@ store's primary key holds it), parameters and tags are set to what they are alre
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ os.environ.setdefault("MLFLOW_ARTIFACT_UPLOAD_DOWNLOAD_TIMEOUT", "10")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("DO_NOT_TRACK", "true")
 
+import yaml
 from mlflow import MlflowClient
 from mlflow.entities import (
     Dataset,
@@ -36,7 +38,7 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.store.tracking import SEARCH_MAX_RESULTS_THRESHOLD
 
-from splice.config import Config
+from splice.config import Config, sqlite_uri
 from splice.errors import Rejected, Unreachable, UserError
 from splice.files import remove_abandoned, sync
 from splice.redact import redact
@@ -58,6 +60,19 @@ FAILURES = (MlflowException, OSError)  # requests' exceptions are OSErrors
 TimedPoint = tuple[str, float, int, int]  # key, value, step, milliseconds
 
 
+def _make_parent_of_sqlite(db_uri: str) -> None:
+    """Instead of MLflow's own, which makes the folder that a percent-encoded path seems to name.
+
+    So is the address of MLflow's default store, which the registry opens whatever store is used: a
+    project in `/home/me/ü` would find an empty folder `/home/me/%C3%BC` beside it.
+    """
+    from sqlalchemy import make_url
+
+    url = make_url(db_uri)
+    if url.get_backend_name() == "sqlite":
+        Path(url.database or "").parent.mkdir(parents=True, exist_ok=True)
+
+
 class Store:
     """A tracking server or database, and the model registry beside it.
 
@@ -72,6 +87,7 @@ class Store:
             from mlflow.store.db import utils
 
             utils.MAX_RETRY_COUNT = CONNECTIONS_TRIED  # ten would take 100 s
+            utils._make_parent_dirs_if_sqlite = _make_parent_of_sqlite
         self.client = MlflowClient(self.uri, os.environ.get("MLFLOW_REGISTRY_URI"))
 
     def ping(self) -> None:
@@ -232,7 +248,8 @@ class Store:
             tags={MODEL: md5},
             params=dict(run.data.params),
         )
-        model = Model.load(str(folder))
+        # Not by Model.load, which decodes a path as if it were an address.
+        model = Model.from_dict(yaml.safe_load((folder / "MLmodel").read_text()))
         model.model_id = model.model_uuid = logged.model_id
         model.run_id, model.artifact_path = run_id, logged.artifact_location
         model.save(str(folder / "MLmodel"))
@@ -309,7 +326,9 @@ class Store:
         import mlflow
 
         mlflow.set_tracking_uri(self.uri)
-        predict: Callable[[Any], Any] = mlflow.pyfunc.load_model(version.source).predict
+        with tempfile.TemporaryDirectory() as copy:  # a path that means the same when decoded
+            model = mlflow.pyfunc.load_model(version.source, dst_path=copy)
+        predict: Callable[[Any], Any] = model.predict
         return predict
 
     def alias(self, name: str, alias: str) -> ModelVersion | None:
@@ -356,7 +375,7 @@ def _make_database(path: Path, state: Path) -> None:
     folder = state / f".{path.name}.{os.getpid()}.tmp"
     folder.mkdir(exist_ok=True)
     try:
-        MlflowClient(f"sqlite:///{folder / path.name}").search_experiments(max_results=1)
+        Store(folder, sqlite_uri(folder / path.name)).ping()
         sync(folder / path.name)
         _move_if_first(folder / path.name, path)
     finally:

@@ -6,6 +6,7 @@ from typing import Any
 import mlflow.pytorch
 import numpy as np
 import torch
+import yaml
 from mlflow.models import Model, ModelSignature
 from mlflow.types import Schema, TensorSpec
 from torch import nn
@@ -60,6 +61,7 @@ def _save(net: nn.Module, classes: int, images: Any, folder: Path) -> None:
             f"numpy=={np.__version__}",
         ],
     )
-    saved = Model.load(str(folder))
+    # Not by Model.load, which decodes a path as if it were an address.
+    saved = Model.from_dict(yaml.safe_load((folder / "MLmodel").read_text()))
     saved.flavors["python_function"]["config"] = {"device": "cpu"}  # exported on the CPU
     saved.save(str(folder / "MLmodel"))
