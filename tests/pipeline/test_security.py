@@ -49,7 +49,7 @@ def test_the_source_has_no_way_to_load_a_pickle(path: Path) -> None:
         assert "shell" not in options
         if ast.unparse(call.func) == "yaml.load":
             loaders = [ast.unparse(o.value) for o in call.keywords if o.arg == "Loader"]
-            assert loaders == ["Loader"]
+            assert loaders == ["_Loader"]
             assert "class Loader(yaml.SafeLoader)" in path.read_text(encoding="utf-8")
 
 

@@ -210,7 +210,7 @@ def one_line(done: subprocess.CompletedProcess[str], name: str) -> str:
 def on_a_small_disk(bare: Project, tmp_path: Path) -> Iterator[Project]:
     """A checkout on a file system of 4 MB, with everything but the room for its data."""
     with small_disk(tmp_path / "disk", 4096) as disk:
-        for name in ("src", "params.yaml", "dvc.yaml"):
+        for name in ("src", "params.yaml", "pyproject.toml", "dvc.yaml"):
             subprocess.run(["cp", "-r", str(bare.root / name), str(disk)], check=True)
         project = Project(disk, bare.env)
         project.params({"tracking.enabled": False})
