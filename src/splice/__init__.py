@@ -1,8 +1,11 @@
 """The join of DVC and MLflow by content hash, for any DVC project; see docs/splice.md."""
 
-from splice.config import Config
-from splice.errors import DataError, UserError
-from splice.join import Data, Evaluation, Join, Run, Trained, here
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from splice.config import Config
+    from splice.errors import DataError, UserError
+    from splice.join import Data, Evaluation, Join, Run, Trained, here
 
 __all__ = [
     "Config",
@@ -15,3 +18,12 @@ __all__ = [
     "UserError",
     "here",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import it when it is asked for: `splice.errors` needs none of the packages of the rest."""
+    if name not in __all__:
+        raise AttributeError(f"module 'splice' has no attribute {name!r}")
+    from splice import config, errors, join
+
+    return next(getattr(room, name) for room in (config, errors, join) if hasattr(room, name))

@@ -7,30 +7,25 @@ goes before what pyproject.toml says.
 
 import contextlib
 import importlib
-import math
 import os
 import sqlite3
 import sys
 import tomllib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, StrictBool, StrictFloat, StrictStr
+from pydantic.dataclasses import dataclass
 
 from splice.errors import UserError
 from splice.files import digest
+from splice.settings import CHECKED, Name, checked, read_yaml
 
 PYPROJECT, PARAMS = "pyproject.toml", "params.yaml"
-CHOICES = {"promote": ("manual", "auto"), "direction": ("max", "min")}
-WORDS = {
-    bool: "true or false",
-    float: "a number of at least 0",
-    str: "text",
-    list: "a list of text",
-}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=CHECKED)
 class Tracking:
     """What is delivered to MLflow, and how long a stage waits for it.
 
@@ -40,12 +35,12 @@ class Tracking:
         patience: seconds that `Join.wait` gives a server that fails or doesn't answer.
     """
 
-    enabled: bool = True
-    experiment: str = "Default"
-    patience: float = 5.0
+    enabled: StrictBool
+    experiment: Name
+    patience: Annotated[StrictFloat, Field(ge=0, le=3600)]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=CHECKED)
 class Registry:
     """Which registered model is the champion, and by what rule another takes its place.
 
@@ -55,20 +50,24 @@ class Registry:
         metric: what is compared.
         direction: of the metric: max or min.
         least_gain: how much better than the champion; 0: better at all.
-        class_metrics: how the names of those metrics begin that no class may lose.
-        class_drop: by how much each of them may fall.
+        class_drop: by how much each of the `class_metrics` may fall.
     """
 
-    model: str = "model"
-    promote: str = "manual"
-    metric: str = ""
-    direction: str = "max"
-    least_gain: float = 0.0
-    class_metrics: str = ""
-    class_drop: float = 0.0
+    model: Name
+    promote: Literal["manual", "auto"]
+    metric: Annotated[
+        StrictStr, Field(pattern=r"^[\w./ -]{0,100}\Z", description="a metric like test/accuracy")
+    ]
+    direction: Literal["max", "min"]
+    least_gain: Annotated[StrictFloat, Field(ge=0, le=1_000_000)]
+    class_drop: Annotated[StrictFloat, Field(ge=0, le=1)]
 
 
-@dataclass(frozen=True)
+TRACKING = Tracking(enabled=True, experiment="Default", patience=5.0)
+REGISTRY = Registry("model", "manual", "", "max", least_gain=0.0, class_drop=0.0)
+
+
+@dataclass(frozen=True, config=CHECKED)
 class Config:
     """A project, as far as the join knows it.
 
@@ -84,23 +83,25 @@ class Config:
         warm_up: one that makes the first call of `export` fast.
         results: one that gives the Evaluation which lies in the project's files.
         measure: one that gives the Evaluation of a registered model.
-        tracking: settings.
-        registry: settings.
+        class_metrics: how the names of those metrics begin that no class may lose.
+        tracking: what is delivered.
+        registry: by what rule a model is promoted.
     """
 
     root: Path
     home: Path
-    model: str
-    test: str = ""
-    test_params: list[str] = field(default_factory=list)
-    outbox: str = ".splice/outbox"
-    path: list[str] = field(default_factory=lambda: ["src"])
-    export: str = ""
-    warm_up: str = ""
-    results: str = ""
-    measure: str = ""
-    tracking: Tracking = field(default_factory=Tracking)
-    registry: Registry = field(default_factory=Registry)
+    model: StrictStr
+    test: StrictStr = ""
+    test_params: tuple[StrictStr, ...] = ()
+    outbox: StrictStr = ".splice/outbox"
+    path: tuple[StrictStr, ...] = ("src",)
+    export: StrictStr = ""
+    warm_up: StrictStr = ""
+    results: StrictStr = ""
+    measure: StrictStr = ""
+    class_metrics: StrictStr = ""
+    tracking: Tracking = TRACKING
+    registry: Registry = REGISTRY
 
     @classmethod
     def read(cls, root: Path) -> Self:
@@ -116,16 +117,18 @@ class Config:
                 f'{where} has no [tool.splice] with a model; add them: model = "models/net.npz"'
             )
         params = _params(root)
-        sections: dict[str, Any] = {
-            name: _checked(
-                kind,
-                {f"tool.splice.{name} in {where}": table.pop(name, {}),
-                 f"{name} in {root / PARAMS}": params.get(name, {})},
-            )
-            for name, kind in (("tracking", Tracking), ("registry", Registry))
-        }  # fmt: skip
-        values = _checked_values(cls, {f"tool.splice in {where}": table})
-        return cls(root=root, home=main_checkout(root), **values, **sections)
+        sections = {"tracking": TRACKING, "registry": REGISTRY}
+        for name, defaults in sections.items():
+            for file, source, prefix in (
+                (where, table, f"tool.splice.{name}."),
+                (root / PARAMS, params, f"{name}."),
+            ):
+                own = source.get(name, {})
+                values = {**vars(defaults), **own} if isinstance(own, dict) else own
+                defaults = checked(type(defaults), values, file, prefix)
+            sections[name] = defaults
+        own = {"root": root, "home": main_checkout(root), **sections}
+        return checked(cls, {**table, **own}, where, "tool.splice.")
 
     @classmethod
     def find(cls, folder: Path) -> Self:
@@ -219,42 +222,6 @@ def main_checkout(root: Path) -> Path:
     return Path(os.environ.get("DVC_ROOT") or root).resolve()
 
 
-def _checked(kind: type[Any], sources: Mapping[str, Any]) -> Any:
-    return kind(**_checked_values(kind, sources))
-
-
-def _checked_values(kind: type[Any], sources: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of several sources, each known to `kind` and of its type; the last one wins."""
-    own = ("root", "home", "tracking", "registry")
-    known = {item.name: item.type for item in fields(kind) if item.name not in own}
-    values = {}
-    for where, source in sources.items():
-        if not isinstance(source, dict):
-            raise UserError(f"{where} must be a mapping of names to values")
-        for key, value in source.items():
-            if key not in known:
-                raise UserError(f"{key!s:.80} of {where} is unknown; known: {', '.join(known)}")
-            values[key] = _typed(known[key], key, value, where)
-    return values
-
-
-def _typed(kind: Any, key: str, value: Any, where: str) -> Any:
-    choices = CHOICES.get(key)
-    match value:
-        case bool() if kind is bool:
-            return value
-        case int() | float() | str() if kind is float and not isinstance(value, bool):
-            with contextlib.suppress(ValueError):  # 1e-3 is text to YAML 1.1
-                if 0 <= float(value) < math.inf:
-                    return float(value)
-        case str() if kind is str and (choices is None or value in choices):
-            return value
-        case list() if kind == list[str] and all(isinstance(item, str) for item in value):
-            return value
-    allowed = " or ".join(choices) if choices else WORDS.get(kind, WORDS[list])
-    raise UserError(f"{key} of {where} is {value!r:.80}; allowed: {allowed}")
-
-
 def _toml(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
@@ -265,18 +232,7 @@ def _toml(path: Path) -> dict[str, Any]:
 
 
 def _params(root: Path) -> dict[str, Any]:
-    path = root / PARAMS
-    if not path.exists():
-        return {}
-    import yaml
-
-    try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}; make it readable") from error
-    except (yaml.YAMLError, ValueError, LookupError, RecursionError) as error:
-        detail = " ".join(str(error).split())
-        raise UserError(f"{path} is not valid YAML: {detail:.200}") from error
+    document = read_yaml(root / PARAMS) if (root / PARAMS).exists() else {}
     return document if isinstance(document, dict) else {}
 
 

@@ -12,6 +12,10 @@ class UserError(Exception):
     """Something the user can mend: the message says what is wrong, where, and what to do."""
 
 
+class ParameterError(UserError):
+    """A key of a settings file is unknown, missing, of the wrong type or out of range."""
+
+
 class DataError(UserError):
     """A file is missing, damaged, or not what its name promises."""
 

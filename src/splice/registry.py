@@ -44,7 +44,10 @@ class Verdict:
 
 
 def compare(
-    challenger: Mapping[str, float], champion: Mapping[str, float] | None, rule: Registry
+    challenger: Mapping[str, float],
+    champion: Mapping[str, float] | None,
+    rule: Registry,
+    class_metrics: str = "",
 ) -> Verdict:
     """Hold two evaluations on the same test data to the rule.
 
@@ -52,6 +55,7 @@ def compare(
         challenger: metrics by name.
         champion: likewise; None if there is no champion yet.
         rule: what is compared, and by how much it must be better.
+        class_metrics: how the names of those metrics begin that no class may lose.
     """
     if rule.metric not in challenger:
         raise UserError(f"registry.metric is {rule.metric!r}, which no evaluation has; change it")
@@ -62,9 +66,9 @@ def compare(
     numbers = f"{rule.metric} {challenger[rule.metric]:g} against {champion[rule.metric]:g}"
     if gain < rule.least_gain or gain <= 0 == rule.least_gain:
         return Verdict(False, f"{numbers}: gains {gain:g}, needs {rule.least_gain or 'more':}")
-    if not rule.class_metrics:
+    if not class_metrics:
         return Verdict(True, f"{numbers}: gains {gain:g}")
-    for name in sorted(name for name in champion if name.startswith(rule.class_metrics)):
+    for name in sorted(name for name in champion if name.startswith(class_metrics)):
         drop = round(champion[name] - challenger.get(name, 0.0), 9)
         if drop > rule.class_drop:
             return Verdict(
@@ -94,7 +98,8 @@ def promote(store: Store, by: Comparison, version: str | None, force: bool) -> V
         verdict = Verdict(True, "forced")
     else:
         against = None if champion is None else _measured(store, champion, by)
-        verdict = compare(_measured(store, candidate, by), against, by.rule)
+        measured = _measured(store, candidate, by)
+        verdict = compare(measured, against, by.rule, by.config.class_metrics)
     if verdict.promoted:
         before = champion.version if champion is not None else ""
         for key, value in ((WHY, verdict.why), (WHEN, _now()), (BEFORE, str(before))):

@@ -14,7 +14,7 @@ from machine import is_saved, started, until
 from splice.files import md5
 
 Edit = tuple[str, str]
-NET, PREPROCESSING = "src/digits/net.py", "src/digits/preprocessing.py"
+NET, PREPROCESS = "src/digits/model/net.py", "src/preprocess.py"
 LAST_LAYER = "        self.fc2 = nn.Linear(500, classes)\n"
 FIRST_BLOCK = "        hidden = F.relu(F.max_pool2d(self.conv1(pixels), 2))\n"
 SECOND_BLOCK = "        hidden = F.relu(F.max_pool2d(self.conv2(hidden), 2))\n"
@@ -48,8 +48,8 @@ EDITS: dict[str, list[Edit]] = {
     "colour": [],
 }
 COLOURED = (
-    "Split(raw.images[:, None], raw.labels, known)",
-    "Split(np.stack([raw.images, 255 - raw.images, raw.images // 2], 1), raw.labels, known)",
+    "Split(part.images[:, None], part.labels, carried)",
+    "Split(np.stack([part.images, 255 - part.images, part.images // 2], 1), part.labels, carried)",
 )
 
 # Plain torch and MLflow, on the whole test split, beside what the pipeline says.
@@ -119,10 +119,10 @@ def test_a_changed_net_is_trained_resumed_evaluated_and_served_as_written(
     before = md5(project.model)
     edited(project, NET, EDITS[change])
     if change == "colour":
-        edited(project, PREPROCESSING, [COLOURED])
+        edited(project, PREPROCESS, [COLOURED])
     said = project.dvc("repro").stdout
     assert "train: computed by torch on cpu" in said
-    project.digits("sync", "--wait", "60")
+    project.splice("sync", "--wait", "60")
     whole = md5(project.model)
     assert whole != before
     assert_reported_as_written(project)
@@ -148,5 +148,5 @@ def test_without_the_folder_of_the_kernels_all_else_works(
     said = project.dvc("repro").stdout
     assert "train: computed by torch on cpu" in said
     assert "there are no kernels in src/digits/training/cpu_kernels" in said
-    project.digits("sync", "--wait", "60")
+    project.splice("sync", "--wait", "60")
     assert_reported_as_written(project)

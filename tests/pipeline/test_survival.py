@@ -215,7 +215,7 @@ def other_data(project: Project) -> None:
 
 
 def other_code(project: Project) -> None:
-    with (project.root / "src/digits/net.py").open("a") as file:
+    with (project.root / "src/digits/model/net.py").open("a") as file:
         file.write("\nANSWER = 42\n")
 
 

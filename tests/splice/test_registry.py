@@ -5,12 +5,13 @@ from dataclasses import replace
 import pytest
 
 from conftest import Project
-from splice.config import Registry
+from splice.config import REGISTRY
 from splice.files import md5
 from splice.registry import compare
 
 NAME = "mnist-net"
-RULE = Registry(NAME, metric="test/accuracy", class_metrics="test/recall/", class_drop=0.01)
+RULE = replace(REGISTRY, model=NAME, metric="test/accuracy", class_drop=0.01)
+RECALL = "test/recall/"
 
 
 def scores(accuracy: float, *recalls: float) -> dict[str, float]:
@@ -69,10 +70,10 @@ def test_where_less_is_better_the_direction_turns() -> None:
 
 
 def test_no_class_may_fall_by_more_than_the_rule_allows() -> None:
-    verdict = compare(scores(0.95, 0.9, 0.97), scores(0.9, 0.92, 0.8), RULE)
+    verdict = compare(scores(0.95, 0.9, 0.97), scores(0.9, 0.92, 0.8), RULE, RECALL)
     assert not verdict.promoted
     assert "test/recall/0 falls by 0.02" in verdict.why
-    assert compare(scores(0.95, 0.91, 0.97), scores(0.9, 0.92, 0.8), RULE).promoted
+    assert compare(scores(0.95, 0.91, 0.97), scores(0.9, 0.92, 0.8), RULE, RECALL).promoted
 
 
 def test_versions_challengers_promotion_refusal_and_roll_back(finished: Project) -> None:
@@ -121,7 +122,7 @@ def test_the_champion_is_measured_again_on_the_test_data_of_the_challenger(
     finished.params({"preprocess.seed": 3, "registry.class_drop": 1.0})
     test = finished.root / "data" / "processed" / "test.safetensors"
     before = md5(test)
-    script = finished.root / "src" / "digits" / "preprocessing.py"
+    script = finished.root / "src" / "digits" / "data" / "raw.py"
     script.write_text(script.read_text().replace("TEST_SEED = 0.2, 0", "TEST_SEED = 0.2, 7"))
     finished.stage("preprocess")
     assert md5(test) != before
