@@ -15,7 +15,7 @@ from digits.errors import DataError, DeviceError
 from digits.evaluation import report
 from digits.model.net import Net
 from digits.model.weights import load_net
-from digits.params import Evaluate, Params
+from digits.params import Params
 from digits.paths import Paths, State
 from digits.training.device import choose_device, is_out_of_memory
 from digits.training.engine import for_answers
@@ -29,11 +29,12 @@ def main(params: Params, paths: Paths, _state: State, join: Join) -> None:
     Raises:
         UserError: a file is missing or broken, or the device isn't there or too small.
     """
+    device = choose_device(params.evaluate.device, "evaluate.device")
     test = dataset.read(paths.split("test"))
     net, description = load_net(paths.model)
     _refuse_what_does_not_fit(test, description, paths)
 
-    output = _answers(net, test, params.evaluate)
+    output = _answers(net, test, device, params.evaluate.batch_size)
     if not bool(torch.isfinite(output).all()):
         raise DataError(
             f"{paths.model} gives NaN or infinite answers; delete it and run `dvc repro`"
@@ -70,19 +71,18 @@ def _refuse_what_does_not_fit(test: Split, description: dict[str, Any], paths: P
         )
 
 
-def _answers(net: Net, test: Split, params: Evaluate) -> torch.Tensor:
+def _answers(net: Net, test: Split, device: torch.device, batch_size: int) -> torch.Tensor:
     """Log-probabilities `[N, classes]`."""
-    device = choose_device(params.device, "evaluate.device")
     images = torch.from_numpy(test.images).to(device)
     try:
         engine = for_answers(net.to(device), images)
         stage.say("evaluate", f"computed by {engine.name}: {engine.why}")
-        return engine.log_probabilities(net, images, params.batch_size)
+        return engine.log_probabilities(net, images, batch_size)
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
         raise DeviceError(
-            f"out of memory on {device} with evaluate.batch_size {params.batch_size}; "
+            f"out of memory on {device} with evaluate.batch_size {batch_size}; "
             "lower evaluate.batch_size"
         ) from error
 

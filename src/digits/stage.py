@@ -1,6 +1,7 @@
 """How every stage runs: a user's error is one line and an exit code, never a traceback."""
 
 import os
+import signal
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -17,16 +18,18 @@ if TYPE_CHECKING:
     from digits.params import Params
 
 PARENT = os.getppid()
+OUR_OWN = ("digits", "splice")
 
 
 def begin() -> None:
     """Do what comes before a stage's own imports, which take long.
 
     Start what delivers to MLflow, so that it gets ready meanwhile; and should one of the packages
-    be missing, say what to do.
+    be missing, or somebody press Ctrl-C, say so in a line.
     """
-    sys.excepthook = _say_what_is_missing
-    with suppress(UserError):  # `run` says it
+    sys.excepthook = _in_one_line
+    signal.signal(signal.SIGTERM, splice.errors.as_interrupt)
+    with suppress(UserError, OSError):  # `run` says it
         Join(Config.read(ROOT)).wake()
 
 
@@ -50,18 +53,22 @@ def _with_cures(name: str, main: Callable[[], None]) -> None:
         raise UserError(f"out of memory; close other programs{lower}, then run again") from error
 
 
-def _say_what_is_missing(
+def _in_one_line(
     kind: type[BaseException], error: BaseException, trace: TracebackType | None
 ) -> None:
-    missing = error.name or "" if isinstance(error, ModuleNotFoundError) else ""
-    if not missing or missing.partition(".")[0] in ("digits", "splice"):
-        sys.__excepthook__(kind, error, trace)
-        return
-    say(
-        Path(sys.argv[0]).stem,
-        f"{sys.executable} has no package {missing}; run `make setup`, "
-        "then `source .venv/bin/activate`, or call `make repro`",
-    )
+    name = Path(sys.argv[0]).stem
+    match error:
+        case KeyboardInterrupt():
+            say(name, splice.errors.INTERRUPTED)
+            os._exit(splice.errors.EXIT_INTERRUPTED)
+        case ModuleNotFoundError(name=str(missing)) if not missing.startswith(OUR_OWN):
+            say(
+                name,
+                f"{sys.executable} has no package {missing}; run `make setup`, "
+                "then `source .venv/bin/activate`, or call `make repro`",
+            )
+        case _:
+            sys.__excepthook__(kind, error, trace)
 
 
 def say(name: str, message: str) -> None:

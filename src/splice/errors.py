@@ -6,6 +6,7 @@ from collections.abc import Callable
 from types import FrameType
 
 EXIT_INTERRUPTED = 130
+INTERRUPTED = "interrupted; the next `dvc repro` goes on from here"
 
 
 class UserError(Exception):
@@ -30,14 +31,14 @@ class Unreachable(Exception):
 
 def run(name: str, main: Callable[[], None]) -> None:
     """Run a stage's or command's main function and leave the process with its exit code."""
-    signal.signal(signal.SIGTERM, _as_interrupt)
+    signal.signal(signal.SIGTERM, as_interrupt)
     try:
         main()
     except UserError as error:
         message = " ".join(str(error).split())
         sys.exit(f"{name}: {message}")
     except KeyboardInterrupt:
-        print(f"{name}: interrupted; the next `dvc repro` goes on from here", file=sys.stderr)
+        print(f"{name}: {INTERRUPTED}", file=sys.stderr)
         sys.exit(EXIT_INTERRUPTED)
     except OSError as error:
         where = f" {error.filename}" if error.filename else ""
@@ -47,5 +48,6 @@ def run(name: str, main: Callable[[], None]) -> None:
         )
 
 
-def _as_interrupt(_signal: int, _frame: FrameType | None) -> None:
+def as_interrupt(_signal: int, _frame: FrameType | None) -> None:
+    """Handle a signal as Ctrl-C is."""
     raise KeyboardInterrupt

@@ -50,7 +50,7 @@ def test_the_source_has_no_way_to_load_a_pickle(path: Path) -> None:
         if ast.unparse(call.func) == "yaml.load":
             loaders = [ast.unparse(o.value) for o in call.keywords if o.arg == "Loader"]
             assert loaders == ["_Loader"]
-            assert "class Loader(yaml.SafeLoader)" in path.read_text(encoding="utf-8")
+            assert "class _Loader(yaml.SafeLoader)" in path.read_text(encoding="utf-8")
 
 
 class Trap:

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 PROBED = 24  # images: a full vector of the kernels and half of one
 SCALES = (1.0, 6.0)  # of the weights: the first ones say little of what a Net does to large values
+LARGEST_SCALE = 64.0  # of answers alone, whose gradients are nothing by then
 TRIES = 6  # rounding may take one of two equal maxima; not of every handful of images
 FORWARD_TOLERANCE = 2e-5  # of log-probabilities, beside the largest
 GRADIENT_TOLERANCE = 1e-3  # of a tensor's norm
@@ -161,7 +162,7 @@ def _misses(
                 break
         if why:
             return why
-    return ""
+    return _unlike(kernels.log_probabilities, _scaled(net, LARGEST_SCALE), images[:PROBED])
 
 
 def _step_misses(
