@@ -99,5 +99,6 @@ def test_an_evaluation_of_a_model_restored_into_a_new_store_makes_the_run_it_nee
 ) -> None:
     (finished.root / "mlflow.db").unlink()
     finished.dvc("repro", "--force", "--single-item", "evaluate")
+    finished.splice("sync", "--wait", "60")
     (run,) = all_runs(finished)
     assert_is_honest(finished, run)
