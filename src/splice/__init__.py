@@ -1,7 +1,7 @@
 """The join of DVC and MLflow by content hash, for any DVC project; see docs/splice.md."""
 
 from splice.config import Config
-from splice.errors import DataError, UserError
+from splice.errors import DataError, UserError, run
 from splice.join import Data, Evaluation, Join, Run, Trained, here
 
 __all__ = [
@@ -14,4 +14,5 @@ __all__ = [
     "Trained",
     "UserError",
     "here",
+    "run",
 ]

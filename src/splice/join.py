@@ -156,7 +156,7 @@ class Join:
     @contextmanager
     def training(
         self,
-        identity: Any,
+        identity: Any = None,
         *,
         params: Mapping[str, Any],
         data: Mapping[str, Data | str],
@@ -168,7 +168,8 @@ class Join:
         another exception.
 
         Args:
-            identity: all that decides the result (parameters, hashes of data and code), as JSON.
+            identity: all that decides the result, as JSON; None: the parameters, and the hashes of
+                the data and of the Python files in `path`.
             params: by name, to be logged.
             data: what it reads, by context: train, validation …
             tags: by name, to be logged.
@@ -182,8 +183,8 @@ class Join:
             return
         from splice.system_metrics import noted
 
-        key, at = digest(identity), self._commit()
-        records = self._records(data)
+        at, records = self._commit(), self._records(data)
+        key = digest([{**params}, records, self._code()] if identity is None else identity)
         note = _Note(self.config, at, _files(records))
         opening = {
             "experiment": self.config.tracking.experiment,
@@ -263,6 +264,11 @@ class Join:
         if not tracking.enabled:
             return ""
         return outbox.wait(self.config, tracking.patience if patience is None else patience)
+
+    def _code(self) -> list[tuple[str, str]]:
+        root = self.config.root
+        files = sorted(file for folder in self.config.path for file in (root / folder).rglob("*.py"))
+        return [(str(file.relative_to(root)), md5(file)) for file in files]
 
     def _commit(self) -> Commit:
         return provenance.commit(self.config.root, self.config.path)
