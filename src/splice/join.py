@@ -9,7 +9,7 @@ from typing import Any
 
 from splice import outbox, provenance
 from splice.config import PARAMS, Config
-from splice.errors import UserError
+from splice.errors import DataError, UserError
 from splice.files import digest, md5
 from splice.outbox import Point, Training
 from splice.provenance import Commit
@@ -63,6 +63,7 @@ class Evaluation:
 
     Attributes:
         metrics: by name.
+        of: what `Join.identity` was when that was measured; None: what it is now.
         params: of the evaluation, by name.
         files: to be logged, by artifact path.
         tags: by name.
@@ -73,6 +74,7 @@ class Evaluation:
     """
 
     metrics: Mapping[str, float]
+    of: Mapping[str, Any] | None = None
     params: Mapping[str, Any] = field(default_factory=dict)
     files: Mapping[str, Path] = field(default_factory=dict)
     tags: Mapping[str, str] = field(default_factory=dict)
@@ -221,10 +223,15 @@ class Join:
             again: also if the store, as it is configured now, has this very one already.
 
         Raises:
-            DataError: the model or the test data isn't there.
+            DataError: the model or the test data isn't there, or it is `of` others.
             UserError: the disk is full, or the outbox can't be written.
         """
         config, same = self.config, self.identity()
+        if evaluation.of not in (None, same):
+            raise DataError(
+                f"they were measured of another {config.model}, {config.test} or test_params; "
+                "run `dvc repro`"
+            )
         identity = digest(same)
         known = not again and identity in outbox.delivered(config.box, config.store_id)
         if known or not config.tracking.enabled:
