@@ -150,6 +150,23 @@ def test_another_machine_with_a_store_of_its_own_gets_one_run_that_says_restored
     assert "not trained here" in run.data.tags["mlflow.note.content"]
 
 
+def test_a_sync_between_two_stages_says_what_is_missing_and_delivers_the_rest(
+    foreign: Foreign,
+) -> None:
+    foreign.params({"fit.seed": 4})
+    foreign.dvc("repro", "fit")
+    stale = foreign.splice("sync", "--wait", "60").stdout
+    (foreign.root / "reports" / "error.json").unlink()
+    missing = foreign.splice("sync", "--wait", "60").stdout
+    assert "not delivered: they were measured of another model/plane.npz" in stale
+    assert "not delivered: assess:results of [tool.splice] failed: FileNotFound" in missing
+    assert "Traceback" not in stale + missing
+
+    _, run = foreign.runs()
+    assert run.data.tags["dvc.model"] == md5(foreign.model)
+    assert "error" not in run.data.metrics
+
+
 def test_a_server_that_is_away_holds_nothing_up_and_gets_everything_later(
     foreign: Foreign, tmp_path: Path
 ) -> None:
