@@ -7,7 +7,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from splice import outbox, provenance
+from splice import code, outbox, provenance
 from splice.config import PARAMS, Config
 from splice.errors import DataError, UserError
 from splice.files import digest, md5
@@ -16,6 +16,7 @@ from splice.provenance import Commit
 
 NOTE = "mlflow.note.content"
 RULE, SETTINGS = "registry", "how"  # in the record of an evaluation
+CODE = "code"  # in those of a training and an evaluation
 
 
 @dataclass(frozen=True)
@@ -186,11 +187,14 @@ class Join:
         from splice.system_metrics import noted
 
         at, records = self._commit(), self._records(data)
-        key = digest([{**params}, records, self._code()] if identity is None else identity)
+        key = digest(
+            [{**params}, records, code.digests(self.config)] if identity is None else identity
+        )
         note = _Note(self.config, at, _files(records))
         opening = {
             "experiment": self.config.tracking.experiment,
             "name": provenance.run_name(key),
+            CODE: code.keep(self.config),
             "params": {**params},
             "tags": {**self._tags(at, records), **(tags or {}), NOTE: note.text()},
             "datasets": records,
@@ -245,6 +249,7 @@ class Join:
             "identity": identity,
             SETTINGS: same[SETTINGS],
             "time": outbox.now(),
+            CODE: code.keep(config),
             "experiment": config.tracking.experiment,
             RULE: vars(config.registry),
             "scores": {**evaluation.metrics},
@@ -271,11 +276,6 @@ class Join:
         if not tracking.enabled:
             return ""
         return outbox.wait(self.config, tracking.patience if patience is None else patience)
-
-    def _code(self) -> list[tuple[str, str]]:
-        root = self.config.root
-        files = sorted(file for folder in self.config.path for file in (root / folder).rglob("*.py"))
-        return [(str(file.relative_to(root)), md5(file)) for file in files]
 
     def _commit(self) -> Commit:
         return provenance.commit(self.config.root, self.config.path)

@@ -207,6 +207,30 @@ def points_of(entry: Path) -> Iterator[object]:
     return (record for record, _ in outbox.records(entry) if "metrics" in record)
 
 
+def test_two_queued_experiments_make_two_runs_of_their_names_and_of_their_own_code(
+    foreign: Foreign,
+) -> None:
+    served = foreign.root / "scripts" / "served.py"
+    code = served.read_text()
+    for name, seed in (("one", 6), ("two", 7)):
+        served.write_text(code.replace("self.plane[-1]", f"self.plane[-1] + {seed}000"))
+        foreign.dvc("exp", "run", "--queue", "--name", name, "-S", f"fit.seed={seed}")
+    served.write_text(code)
+    foreign.dvc("exp", "run", "--run-all")
+    foreign.splice("sync", "--wait", "60")
+
+    _, *runs = foreign.runs()
+    assert sorted(str(run.info.run_name) for run in runs) == ["one", "two"]
+    for run in runs:
+        seed = {"one": 6, "two": 7}[str(run.info.run_name)]
+        assert run.info.status == "FINISHED"
+        assert run.data.tags["dvc.experiment"] == run.info.run_name
+        assert run.data.params["seed"] == str(seed)
+        assert run.data.metrics["error"] > 0
+        (model,) = foreign.root.glob(f"mlartifacts/**/{foreign.store().model_id(run.info.run_id)}")
+        assert f"{seed}000" in (model / "artifacts" / "served.py").read_text()
+
+
 @pytest.mark.parametrize("path", sorted(SPLICE.rglob("*.py")), ids=lambda path: path.stem)
 def test_the_join_knows_nothing_of_anyones_model_and_one_room_alone_imports_mlflow(
     path: Path,
