@@ -41,7 +41,7 @@ class Tracking:
     """
 
     enabled: bool = True
-    experiment: str = "Default"
+    experiment: str = "dvc"  # of its own Default, MLflow keeps artifacts elsewhere
     patience: float = 5.0
 
 
@@ -200,7 +200,7 @@ class Config:
             found = getattr(importlib.import_module(module), function)
         except (ImportError, AttributeError, ValueError) as error:
             raise UserError(
-                f"{key} in {self.root / PYPROJECT} is {name!r}, which can't be imported: {error}"
+                f"{key} of [tool.splice] is {name!r}, which can't be imported: {error}; mend it"
             ) from error
         return found if callable(found) else None
 
