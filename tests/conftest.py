@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 from urllib.parse import urlsplit
 
 import pytest
@@ -121,7 +121,7 @@ class Project:
         uri = self.env.get("MLFLOW_TRACKING_URI") or sqlite_uri(self.root / "mlflow.db")
         return Store(self.root, uri)
 
-    def with_env(self, **env: str) -> Project:
+    def with_env(self, **env: str) -> Self:
         """The same checkout, its commands run with more environment variables."""
         return replace(self, env=self.env | env)
 
@@ -137,13 +137,13 @@ class Project:
         while outbox.is_locked(lock) and time.monotonic() < deadline:
             time.sleep(0.02)
 
-    def copy(self, root: Path) -> Project:
+    def copy(self, root: Path) -> Self:
         """Another checkout like this one, its store and all; this one's sender must not run."""
         shutil.copytree(self.root, root, symlinks=True)
         database = root / "mlflow.db"
         if database.exists():
             _move_paths(database, str(self.root), str(root))
-        return Project(root, dict(self.env))
+        return replace(self, root=root, env=dict(self.env))
 
 
 def _move_paths(database: Path, old: str, new: str) -> None:

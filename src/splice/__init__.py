@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from splice.config import Config
-    from splice.errors import DataError, UserError
+    from splice.errors import DataError, UserError, run
     from splice.join import Data, Evaluation, Join, Run, Trained, here
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "Trained",
     "UserError",
     "here",
+    "run",
 ]
 
 

@@ -4,7 +4,7 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,7 +13,7 @@ from splice import errors, outbox, provenance, rwlock
 from splice.config import Config
 from splice.errors import DataError, UserError
 from splice.files import md5
-from splice.join import Join
+from splice.join import Evaluation, Join
 from splice.redact import redact
 
 if TYPE_CHECKING:
@@ -123,11 +123,19 @@ def _record_results(config: Config, again: bool) -> None:
         print("no finished result here: nothing of it to deliver; `dvc repro` makes one")
         return
     try:
-        results = config.load("results")
-        if results is not None:
-            Join(config).evaluation(results(config.root), again)
+        if results := config.load("results"):
+            Join(config).evaluation(_called(results, config), again)
     except DataError as error:
         print(f"splice sync: the results here are not delivered: {error}", file=sys.stderr)
+
+
+def _called(results: Callable[[Path], Evaluation], config: Config) -> Evaluation:
+    try:
+        return results(config.root)
+    except UserError:
+        raise
+    except Exception as error:  # the project's own, whatever it raises
+        raise DataError(f"{config.results} of [tool.splice] failed: {error!r}") from error
 
 
 def _find(arguments: argparse.Namespace, config: Config) -> None:

@@ -63,7 +63,8 @@ class Registry:
     class_drop: Annotated[StrictFloat, Field(ge=0, le=1)]
 
 
-TRACKING = Tracking(enabled=True, experiment="Default", patience=5.0)
+# Not MLflow's own experiment Default, whose artifacts it keeps elsewhere.
+TRACKING = Tracking(enabled=True, experiment="dvc", patience=5.0)
 REGISTRY = Registry("model", "manual", "", "max", least_gain=0.0, class_drop=0.0)
 
 
@@ -203,7 +204,7 @@ class Config:
             found = getattr(importlib.import_module(module), function)
         except (ImportError, AttributeError, ValueError) as error:
             raise UserError(
-                f"{key} in {self.root / PYPROJECT} is {name!r}, which can't be imported: {error}"
+                f"{key} of [tool.splice] is {name!r}, which can't be imported: {error}; mend it"
             ) from error
         return found if callable(found) else None
 

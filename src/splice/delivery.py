@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from splice import outbox
+from splice.code import KEPT
 from splice.config import Config, Registry
 from splice.errors import Rejected, UserError
 from splice.files import sync, write_json
-from splice.join import RULE, SETTINGS
+from splice.join import CODE, RULE, SETTINGS
 from splice.mlflow_store import (
     ENTRY,
     EVALUATION,
@@ -36,11 +37,16 @@ _export_lock = threading.Lock()
 Say = Callable[[str, str], None]  # what is being done, detail
 
 
+class OtherCode(Exception):
+    """An entry's model is exported by another state of the code than this process has."""
+
+
 def deliver_all(store: Store, config: Config, say: Say) -> None:
     """Deliver every entry of an outbox, oldest first.
 
     Raises:
         Unreachable: the first entry that can't be delivered now; those behind it wait too.
+        OtherCode: its argument names the code under which this must be called again.
     """
     for entry in outbox.entries(config.box):
         with contextlib.suppress(Rejected):
@@ -74,6 +80,7 @@ class Delivery:
         Raises:
             Rejected: the store says no; noted in `sent.json` and not tried again.
             Unreachable: try again later.
+            OtherCode: try again with it.
         """
         if self.sent.get("rejected"):
             return
@@ -82,6 +89,8 @@ class Delivery:
             self._deliver_records()
             if not open_before and not self.sent.get("ended"):
                 self._abandoned()
+        except OtherCode:
+            raise
         except Exception as error:
             failure = as_failure(error)
             if isinstance(failure, Rejected):
@@ -144,7 +153,7 @@ class Delivery:
         for context, dataset in opening["datasets"].items():
             self.store.dataset(run_id, context, dataset)
         self.store.artifacts(run_id, self.folder / FILES, opening.get("files", ()))
-        self._remember(run=run_id)
+        self._remember(run=run_id, code=opening.get(CODE))
 
     def _reopen(self, _reopening: dict[str, Any]) -> None:
         self.store.start(self.sent["run"])
@@ -200,6 +209,7 @@ class Delivery:
         export = self.config.load("export")
         if export is not None and not (folder / "MLmodel").exists():
             self.say("preparing", "")
+            self._refuse_other_code()
             aside = self.folder / f"model.{os.getpid()}"
             shutil.rmtree(aside, ignore_errors=True)
             try:
@@ -210,6 +220,16 @@ class Delivery:
                 raise UserError(f"export of [tool.splice] failed: {error!r}") from error
         return folder if export is not None else None
 
+    def _refuse_other_code(self) -> None:
+        code = self.sent.get("code") or self.config.root.name
+        if not (self.config.box / KEPT / code).exists():
+            raise UserError(
+                f"the code that made this model is gone from {self.config.box / KEPT}; "
+                f"delete {self.folder}, then run `splice sync`"
+            )
+        if code != self.config.root.name:
+            raise OtherCode(code)
+
     # An evaluation.
 
     def _evaluation(self, document: dict[str, Any]) -> None:
@@ -217,6 +237,7 @@ class Delivery:
             raise UserError(
                 f"{self.folder} is of an earlier version; delete it, then run `splice sync`"
             )
+        self._remember(code=document.get(CODE))
         run = self.store.run_of_model(document["model"])
         begun = run is not None and run.data.tags.get(ENTRY) == self.folder.name
         run_id = self._restored(document) if run is None or begun else run.info.run_id

@@ -7,15 +7,16 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from splice import outbox, provenance
+from splice import code, outbox, provenance
 from splice.config import PARAMS, Config
-from splice.errors import UserError
+from splice.errors import DataError, UserError
 from splice.files import digest, md5
 from splice.outbox import Point, Training
 from splice.provenance import Commit
 
 NOTE = "mlflow.note.content"
 RULE, SETTINGS = "registry", "how"  # in the record of an evaluation
+CODE = "code"  # in those of a training and an evaluation
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,7 @@ class Evaluation:
 
     Attributes:
         metrics: by name.
+        of: what `Join.identity` was when that was measured; None: what it is now.
         params: of the evaluation, by name.
         files: to be logged, by artifact path.
         tags: by name.
@@ -73,6 +75,7 @@ class Evaluation:
     """
 
     metrics: Mapping[str, float]
+    of: Mapping[str, Any] | None = None
     params: Mapping[str, Any] = field(default_factory=dict)
     files: Mapping[str, Path] = field(default_factory=dict)
     tags: Mapping[str, str] = field(default_factory=dict)
@@ -156,7 +159,7 @@ class Join:
     @contextmanager
     def training(
         self,
-        identity: Any,
+        identity: Any = None,
         *,
         params: Mapping[str, Any],
         data: Mapping[str, Data | str],
@@ -168,7 +171,8 @@ class Join:
         another exception.
 
         Args:
-            identity: all that decides the result (parameters, hashes of data and code), as JSON.
+            identity: all that decides the result, as JSON; None: the parameters, and the hashes of
+                the data and of the Python files in `path`.
             params: by name, to be logged.
             data: what it reads, by context: train, validation …
             tags: by name, to be logged.
@@ -182,12 +186,15 @@ class Join:
             return
         from splice.system_metrics import noted
 
-        key, at = digest(identity), self._commit()
-        records = self._records(data)
+        at, records = self._commit(), self._records(data)
+        key = digest(
+            [{**params}, records, code.digests(self.config)] if identity is None else identity
+        )
         note = _Note(self.config, at, _files(records))
         opening = {
             "experiment": self.config.tracking.experiment,
             "name": provenance.run_name(key),
+            CODE: code.keep(self.config),
             "params": {**params},
             "tags": {**self._tags(at, records), **(tags or {}), NOTE: note.text()},
             "datasets": records,
@@ -220,10 +227,15 @@ class Join:
             again: also if the store, as it is configured now, has this very one already.
 
         Raises:
-            DataError: the model or the test data isn't there.
+            DataError: the model or the test data isn't there, or it is `of` others.
             UserError: the disk is full, or the outbox can't be written.
         """
         config, same = self.config, self.identity()
+        if evaluation.of not in (None, same):
+            raise DataError(
+                f"they were measured of another {config.model}, {config.test} or test_params; "
+                "run `dvc repro`"
+            )
         identity = digest(same)
         known = not again and identity in outbox.delivered(config.box, config.store_id)
         if known or not config.tracking.enabled:
@@ -237,6 +249,7 @@ class Join:
             "identity": identity,
             SETTINGS: same[SETTINGS],
             "time": outbox.now(),
+            CODE: code.keep(config),
             "experiment": config.tracking.experiment,
             RULE: vars(config.registry),
             "scores": {**evaluation.metrics},

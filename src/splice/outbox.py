@@ -21,6 +21,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, NamedTuple, Self
 
+from splice.code import KEPT, keep
 from splice.config import Config
 from splice.errors import DataError, UserError
 from splice.files import digest, sync, write_json, written_whole
@@ -234,12 +235,16 @@ def start_sender(config: Config) -> None:
         if doing is None or doing.environment == environment():
             return
         _stop(doing.pid, config.box)
-    source = str(Path(__file__).resolve().parents[1])
+    source, code = str(Path(__file__).resolve().parents[1]), config.box / KEPT / keep(config)
     with (config.box / ".sender.log").open("ab") as log:
         subprocess.Popen(
-            [sys.executable, "-m", "splice.sender", str(config.root)],
+            [sys.executable, "-m", "splice.sender", str(code)],
             cwd=config.home,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join([source, *_python_path()])},
+            env={
+                **os.environ,
+                "PYTHONPATH": os.pathsep.join([source, *_python_path()]),
+                "DVC_ROOT": str(config.home),
+            },
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,

@@ -5,20 +5,26 @@ changes nothing. It ends by itself when nothing is left and nobody writes.
 """
 
 import fcntl
+import itertools
 import os
 import signal
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
 from splice import outbox
+from splice.code import KEPT, forget
 from splice.config import Config
-from splice.errors import Unreachable
+from splice.errors import DataError, Unreachable
 from splice.files import write_json
+from splice.join import CODE
 
+ENVIRONMENT = dict(os.environ)  # before mlflow adds its own
 LOCK_TRIES = 5
 IDLE_SECONDS = 15.0
 OUTAGE_SECONDS = 60.0
@@ -53,7 +59,22 @@ def main(config: Config) -> None:
     _give_way()
     status = Status(config.box)
     status.say("starting", "")
-    _deliver_until_idle(config, status)
+    forget(config.box, {config.root.name, *_needed(config.box)})
+    from splice.delivery import OtherCode  # takes seconds: after the lock
+
+    try:
+        _deliver_until_idle(config, status)
+    except OtherCode as other:
+        code = str(config.box / KEPT / str(other))
+        os.execve(sys.executable, [sys.executable, "-m", "splice.sender", code], ENVIRONMENT)  # noqa: S606
+
+
+def _needed(folder: Path) -> Iterator[str]:
+    """The code of the entries that are still there."""
+    for entry in outbox.entries(folder):
+        with suppress(DataError):
+            for record, _ in itertools.islice(outbox.records(entry), 1):
+                yield from (str(part.get(CODE)) for part in record.values())
 
 
 def _taken(lock: IO[str]) -> bool:
@@ -75,7 +96,7 @@ def _give_way() -> None:
 
 
 def _deliver_until_idle(config: Config, status: Status) -> None:
-    from splice.delivery import deliver_all, warm_up  # takes seconds: after the lock
+    from splice.delivery import deliver_all, warm_up
     from splice.mlflow_store import connect
 
     folder, store = config.box, None

@@ -1,0 +1,258 @@
+"""A project that isn't ours: no torch, no digits, stages and a model of its own."""
+
+import ast
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from mlflow.entities import Run
+
+from conftest import HERE, Project
+from foreign import INSTALLED, Foreign
+from servers import free_port, mlflow_server
+from splice import outbox
+from splice.files import md5
+
+SPLICE = HERE / "src" / "splice"
+LONG = 150_000  # rounds: seconds, in which a fit can be killed
+
+
+@pytest.fixture(scope="module")
+def finished_foreign(
+    tmp_path_factory: pytest.TempPathFactory, clean_environment: dict[str, str]
+) -> Foreign:
+    """One in which everything ran twice and is delivered and committed; only to be copied."""
+    root = tmp_path_factory.mktemp("foreign") / "project"
+    project = Foreign(root, clean_environment | INSTALLED)
+    caches = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(Path(__file__).with_name("foreign_project"), project.root, ignore=caches)
+    project.git("init", "--quiet", "--initial-branch=main")
+    project.dvc("init", "--quiet")
+    project.commit("The project")
+    try:
+        project.dvc("repro")
+        assert "Running stage" not in project.dvc("repro").stdout
+        project.splice("sync", "--wait", "60")
+    finally:
+        project.stop_sender()
+    project.commit("Results")
+    return project
+
+
+@pytest.fixture
+def foreign(finished_foreign: Foreign, copy_of: Callable[[Project], Project]) -> Foreign:
+    project = copy_of(finished_foreign)
+    assert isinstance(project, Foreign)
+    return project
+
+
+def assert_tells_the_result(project: Foreign, run: Run, origin: str) -> None:
+    """Its parameters, curve, metrics and data are those of the files that lie here."""
+    assert run.info.status == "FINISHED"
+    assert run.data.tags["origin"] == origin
+    assert run.data.tags["dvc.model"] == md5(project.model)
+    assert run.data.params["rate"] == "0.1"
+    assert run.data.metrics["error"] == project.error()
+    assert project.curve(run) == project.curve_on_disk()
+    assert run.inputs
+    used = {item.dataset.name: item.dataset.digest for item in run.inputs.dataset_inputs}
+    lock = (project.root / "dvc.lock").read_text()
+    assert set(used) == {"june", "july"}
+    assert all(f"md5: {digest}" in lock for digest in used.values())
+
+
+def test_a_result_has_one_run_with_all_that_is_known_of_it(foreign: Foreign) -> None:
+    (run,) = foreign.runs()
+    assert_tells_the_result(foreign, run, "trained")
+    assert run.data.tags["git.commit"] == foreign.git("rev-parse", "HEAD~1")
+    assert "everything is delivered" in foreign.splice("sync").stdout
+    assert run.info.run_id in foreign.splice("find", "model/plane.npz").stdout
+
+
+def test_the_exported_model_is_served_with_neither_pickle_nor_torch_nor_the_project(
+    foreign: Foreign, tmp_path: Path
+) -> None:
+    script = """
+import sys, mlflow, numpy
+model = mlflow.pyfunc.load_model("models:/solar-plane@challenger")
+print(*model.predict(numpy.array([[0.5, 0.25, 1.0]])), "torch" in sys.modules)
+"""
+    env = {"MLFLOW_TRACKING_URI": f"sqlite:///{foreign.root / 'mlflow.db'}", "PYTHONPATH": ""}
+    done = subprocess.run(
+        ["python", "-c", script],
+        cwd=tmp_path,
+        env=foreign.env | env,
+        capture_output=True,
+        text=True,
+    )
+    plane = np.load(foreign.model)["plane"]
+    answer, torch_is_there = done.stdout.split()
+    assert float(answer) == pytest.approx(float(plane @ [0.5, 0.25, 1.0, 1.0]))
+    assert torch_is_there == "False"
+    assert not [*(foreign.root / "mlartifacts").rglob("*.pkl")]
+
+
+def test_without_export_the_model_is_a_file_of_its_run(foreign: Foreign) -> None:
+    settings = foreign.root / "pyproject.toml"
+    settings.write_text(settings.read_text().replace('export = "export:export"\n', ""))
+    foreign.dvc("exp", "run", "--name", "plain", "-S", "fit.seed=2")
+    foreign.splice("sync", "--wait", "60")
+
+    _, run = foreign.runs()
+    assert run.info.run_name == "plain"
+    assert run.data.metrics["error"] == foreign.error()
+    client = foreign.store().client
+    assert "plane.npz" in {item.path for item in client.list_artifacts(run.info.run_id)}
+    assert foreign.store().model_id(run.info.run_id) is None
+
+
+def test_going_back_to_an_earlier_result_or_losing_the_lock_adds_no_run(foreign: Foreign) -> None:
+    first = foreign.git("rev-parse", "HEAD")
+    foreign.params({"fit.seed": 3})
+    foreign.dvc("repro")
+    foreign.commit("Another seed")
+    foreign.splice("sync", "--wait", "60")
+    before = [run.to_dictionary() for run in foreign.runs()]
+    assert len(before) == 2
+
+    foreign.git("checkout", "--quiet", first)
+    foreign.dvc("checkout")
+    foreign.splice("sync", "--wait", "60")
+    (foreign.root / "dvc.lock").unlink()
+    shutil.rmtree(foreign.root / "model")
+    assert "is cached - skipping run" in foreign.dvc("repro").stdout
+    foreign.splice("sync", "--wait", "60")
+    assert [run.to_dictionary() for run in foreign.runs()] == before
+
+
+def test_another_machine_with_a_store_of_its_own_gets_one_run_that_says_restored(
+    foreign: Foreign, tmp_path: Path
+) -> None:
+    foreign.dvc("remote", "add", "--default", "shared", str(tmp_path / "remote"))
+    foreign.commit("A remote")
+    foreign.dvc("push")
+    clone = Foreign(tmp_path / "clone", foreign.env)
+    foreign.git("clone", "--quiet", str(foreign.root), str(clone.root))
+    clone.dvc("pull")
+    try:
+        assert "delivered 1 entry" in clone.splice("sync", "--wait", "60").stdout
+        clone.splice("sync", "--again", "--wait", "60")
+    finally:
+        clone.stop_sender()
+    (run,) = clone.runs()
+    assert_tells_the_result(clone, run, "restored")
+    assert "not trained here" in run.data.tags["mlflow.note.content"]
+
+
+def test_a_sync_between_two_stages_says_what_is_missing_and_delivers_the_rest(
+    foreign: Foreign,
+) -> None:
+    foreign.params({"fit.seed": 4})
+    foreign.dvc("repro", "fit")
+    stale = foreign.splice("sync", "--wait", "60").stdout
+    (foreign.root / "reports" / "error.json").unlink()
+    missing = foreign.splice("sync", "--wait", "60").stdout
+    assert "not delivered: they were measured of another model/plane.npz" in stale
+    assert "not delivered: assess:results of [tool.splice] failed: FileNotFound" in missing
+    assert "Traceback" not in stale + missing
+
+    _, run = foreign.runs()
+    assert run.data.tags["dvc.model"] == md5(foreign.model)
+    assert "error" not in run.data.metrics
+
+
+def test_a_server_that_is_away_holds_nothing_up_and_gets_everything_later(
+    foreign: Foreign, tmp_path: Path
+) -> None:
+    port = free_port()
+    away = foreign.with_env(MLFLOW_TRACKING_URI=f"http://127.0.0.1:{port}")
+    settings = away.root / "pyproject.toml"
+    settings.write_text(settings.read_text().replace('"solar"\n\n', '"solar"\npatience = 0\n\n'))
+    away.params({"fit.seed": 5})
+    assert "not delivered to MLflow yet" in away.dvc("repro").stdout
+    assert len(outbox.pending(away.outbox)) == 2
+    with mlflow_server(
+        tmp_path / "server", f"sqlite:///{tmp_path / 'team.db'}", str(tmp_path / "files"), port=port
+    ):
+        away.splice("sync", "--wait", "60")
+        (run,) = away.runs()
+        assert_tells_the_result(away, run, "trained")
+
+
+def test_a_fit_that_was_killed_and_repeated_is_one_run_without_a_doubled_point(
+    foreign: Foreign,
+) -> None:
+    foreign.params({"fit.rounds": LONG})
+    killed = subprocess.Popen(["dvc", "repro"], cwd=foreign.root, env=foreign.env, process_group=0)
+    while not any(points_of(entry) for entry in outbox.entries(foreign.outbox)):
+        assert killed.poll() is None
+        time.sleep(0.01)
+    os.killpg(killed.pid, signal.SIGKILL)
+    killed.wait()
+
+    foreign.splice("unlock")
+    foreign.dvc("repro")
+    foreign.splice("sync", "--wait", "60")
+    _, run = foreign.runs()
+    assert_tells_the_result(foreign, run, "trained")
+
+
+def points_of(entry: Path) -> Iterator[object]:
+    return (record for record, _ in outbox.records(entry) if "metrics" in record)
+
+
+def test_two_queued_experiments_make_two_runs_of_their_names_and_of_their_own_code(
+    foreign: Foreign,
+) -> None:
+    served = foreign.root / "scripts" / "served.py"
+    code = served.read_text()
+    for name, seed in (("one", 6), ("two", 7)):
+        served.write_text(code.replace("self.plane[-1]", f"self.plane[-1] + {seed}000"))
+        foreign.dvc("exp", "run", "--queue", "--name", name, "-S", f"fit.seed={seed}")
+    served.write_text(code)
+    foreign.dvc("exp", "run", "--run-all")
+    foreign.splice("sync", "--wait", "60")
+
+    _, *runs = foreign.runs()
+    assert sorted(str(run.info.run_name) for run in runs) == ["one", "two"]
+    for run in runs:
+        seed = {"one": 6, "two": 7}[str(run.info.run_name)]
+        assert run.info.status == "FINISHED"
+        assert run.data.tags["dvc.experiment"] == run.info.run_name
+        assert run.data.params["seed"] == str(seed)
+        assert run.data.metrics["error"] > 0
+        (model,) = foreign.root.glob(f"mlartifacts/**/{foreign.store().model_id(run.info.run_id)}")
+        assert f"{seed}000" in (model / "artifacts" / "served.py").read_text()
+
+
+@pytest.mark.parametrize("path", sorted(SPLICE.rglob("*.py")), ids=lambda path: path.stem)
+def test_the_join_knows_nothing_of_anyones_model_and_one_room_alone_imports_mlflow(
+    path: Path,
+) -> None:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    imported = {name.partition(".")[0] for name in imports(tree)}
+    assert not imported & {"digits", "torch", "torchvision", "numpy", "safetensors"}
+    assert "mlflow" not in imported or path.name == "mlflow_store.py"
+    for node in ast.walk(tree):
+        match node:
+            case ast.Constant(value=int() as number):
+                assert number != 28
+            case ast.Constant(value=str() as text):
+                assert not {"test/accuracy", "mnist", "digits", "safetensors"} & {*text.split()}
+            case ast.Name(id=name) | ast.Attribute(attr=name):
+                assert name not in ("Net", "ndarray", "Tensor")
+
+
+def imports(tree: ast.AST) -> Iterator[str]:
+    for node in ast.walk(tree):
+        match node:
+            case ast.Import(names=names):
+                yield from (alias.name for alias in names)
+            case ast.ImportFrom(module=str() as module):
+                yield module

@@ -1,0 +1,76 @@
+"""docs/splice.md says what is true: its example runs, its tables have every key and command."""
+
+import re
+import tomllib
+from pathlib import Path
+
+from conftest import HERE
+from foreign import INSTALLED, Foreign
+from splice import cli
+from splice.config import Config
+from splice.files import md5
+
+PAGE = (HERE / "docs" / "splice.md").read_text(encoding="utf-8")
+FILES = re.findall(r"```\w+\n# (\S+)\n(.*?)```", PAGE, re.S)
+
+
+def commands(after: str) -> list[str]:
+    """The commands of the first console block behind a heading."""
+    block = re.search(r"```console\n(.*?)```", PAGE.partition(after)[2], re.S)
+    assert block
+    return [line.removeprefix("$ ") for line in block.group(1).splitlines()]
+
+
+def test_the_example_makes_one_run_with_curve_metric_and_model(
+    tmp_path: Path, clean_environment: dict[str, str]
+) -> None:
+    project = Foreign(tmp_path, clean_environment | INSTALLED)
+    assert [name for name, _ in FILES] == [
+        "pyproject.toml",
+        "dvc.yaml",
+        "src/train.py",
+        "src/evaluate.py",
+    ]
+    for name, text in FILES:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    for name in ("train.csv", "test.csv"):
+        (tmp_path / name).write_text("1, 2\n2, 4\n3, 6\n")
+    project.git("init", "--quiet")
+    project.dvc("init", "--quiet")
+    ignore, repro, find, _ = commands("# src/evaluate.py")
+    project.run("sh", "-c", ignore)
+    project.commit("The example")
+    try:
+        assert "everything is delivered" in project.run("sh", "-c", repro).stdout
+        installed = find.replace("splice", "python -m splice.cli", 1)
+        assert "FINISHED" in project.run("sh", "-c", installed).stdout
+    finally:
+        project.stop_sender()
+    (run,) = project.store().tagged({"dvc.model": md5(tmp_path / "model.json")})
+    assert run.data.params == {"rate": "0.1"}
+    assert run.data.metrics["error"] < 0.1
+    assert len(project.store().client.get_metric_history(run.info.run_id, "slope")) == 20
+    assert project.git("status", "--porcelain") == "M .gitignore\n?? dvc.lock"
+
+
+def test_the_page_has_every_setting_and_its_default(tmp_path: Path) -> None:
+    (tmp_path / "pyproject.toml").write_text('[tool.splice]\nmodel = "net.bin"\n')
+    config = Config.read(tmp_path)
+    settings = {**vars(config)}
+    for section in ("tracking", "registry"):
+        values = vars(settings.pop(section)).items()
+        settings |= {f"{section}.{key}": value for key, value in values}
+    settings = {key: settings[key] for key in settings if key not in ("root", "home", "model")}
+
+    rows = re.findall(r"^\| `([a-z_.]+)` \| `(.*?)` \|", PAGE.partition("## Settings")[2], re.M)
+    written = {key: tomllib.loads(f"it = {default}")["it"] for key, default in rows}
+    assert written == {
+        key: list(it) if isinstance(it, tuple) else it for key, it in settings.items()
+    }
+    assert "| `model` | |" in PAGE
+
+
+def test_the_page_has_every_command() -> None:
+    for name in cli._parser()._subparsers._group_actions[0].choices:  # type: ignore[union-attr]
+        assert f"`splice {name}" in PAGE
