@@ -56,7 +56,7 @@ class Registry:
     model: Name
     promote: Literal["manual", "auto"]
     metric: Annotated[
-        StrictStr, Field(pattern=r"^[\w./ -]{0,100}\Z", description="a metric like test/accuracy")
+        StrictStr, Field(pattern=r"^[\w./ -]{0,100}\Z", description="the name of a metric")
     ]
     direction: Literal["max", "min"]
     least_gain: Annotated[StrictFloat, Field(ge=0, le=1_000_000)]

@@ -16,7 +16,7 @@ from splice.errors import ParameterError
 CHECKED = ConfigDict(extra="forbid", allow_inf_nan=False, regex_engine="python-re")
 Name = Annotated[
     StrictStr,
-    Field(pattern=r"^\w[\w .@+-]{0,99}\Z", description="letters, digits and . @ + - _"),
+    Field(pattern=r"^\w[\w .@+-]{0,99}\Z", description="letters, numbers and . @ + - _"),
 ]
 
 T = TypeVar("T")
