@@ -8,12 +8,12 @@ of them, and starts anew with another where an entry says so.
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from splice.config import PYPROJECT, Config
 from splice.errors import UserError
-from splice.files import digest, md5
+from splice.files import digest, md5, sync
 
 KEPT = ".code"
 DAY_SECONDS = 86_400.0
@@ -33,20 +33,33 @@ def keep(config: Config) -> str:
     found = digests(config)
     name = digest(found)[:16]
     folder = config.box / KEPT / name
-    aside = folder.with_name(f".{name}.{os.getpid()}")
     try:
         if not folder.exists():
-            for file in found:
-                (aside / file).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(config.root / file, aside / file)
-            aside.rename(folder)
+            _copy(config.root, found, folder)
         os.utime(folder)
     except OSError as error:
-        if not folder.exists():  # else another process was faster
-            raise UserError(f"cannot write {folder}: {error.strerror}; make room") from error
+        raise UserError(
+            f"cannot write {folder}: {error.strerror}; make room or make it writable, run again"
+        ) from error
+    return name
+
+
+def _copy(root: Path, files: Iterable[str], folder: Path) -> None:
+    aside = folder.with_name(f".{folder.name}.{os.getpid()}")
+    try:
+        aside.mkdir(parents=True)
+        for file in files:
+            (aside / file).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(root / file, aside / file)
+            sync(aside / file)
+        try:
+            aside.rename(folder)
+        except OSError:
+            if not folder.exists():  # else another process was faster
+                raise
+        sync(folder.parent)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
-    return name
 
 
 def forget(outbox: Path, needed: set[str]) -> None:
@@ -57,7 +70,8 @@ def forget(outbox: Path, needed: set[str]) -> None:
 
 
 def _files(config: Config) -> Iterator[Path]:
-    yield Path(PYPROJECT)
+    if (config.root / PYPROJECT).exists():
+        yield Path(PYPROJECT)
     for folder in config.path:
         for file in (config.root / folder).rglob("*.py"):
             relative = file.relative_to(config.root)
