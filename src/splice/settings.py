@@ -127,5 +127,5 @@ def _shown(value: Any) -> str:
     if isinstance(value, dict | list | tuple | set):
         return f"a {type(value).__name__} of {len(value)}"
     if isinstance(value, int) and abs(value) > 10**60:
-        return "a number of more than 60 digits"
+        return "a number of more than 60 places"
     return f"{value!r:.80}"
