@@ -16,6 +16,8 @@ from splice.errors import Rejected, UserError
 from splice.files import sync, write_json
 from splice.join import CODE, RULE, SETTINGS
 from splice.mlflow_store import (
+    CONTENT,
+    EARLIER,
     ENTRY,
     EVALUATION,
     EVALUATION_ENTRY,
@@ -233,7 +235,7 @@ class Delivery:
     # An evaluation.
 
     def _evaluation(self, document: dict[str, Any]) -> None:
-        if SETTINGS not in document:
+        if "content" not in document:
             raise UserError(
                 f"{self.folder} is of an earlier version; delete it, then run `splice sync`"
             )
@@ -250,7 +252,7 @@ class Delivery:
         if model_id is not None:
             self._register(model_id, run_id, document)
         store, identity = self.config.store_id, document["identity"]
-        outbox.note_delivered(self.folder.parent, store, identity)
+        outbox.note_delivered(self.folder.parent, store, identity, document["content"])
         self._remember(ended=True, done=True)
 
     def _register(self, model_id: str, run_id: str, document: dict[str, Any]) -> None:
@@ -282,15 +284,19 @@ class Delivery:
     def _run_for(self, run_id: str, document: dict[str, Any]) -> str | None:
         """The run that takes this evaluation: the model's own for its first one, else a child.
 
-        None if this very evaluation was delivered before, by another entry.
+        If it was measured before, with another outcome, that becomes a child, and the run takes
+        the newer one. None if this very evaluation was delivered before, by another entry.
         """
-        identity = document["identity"]
-        mine = {EVALUATION: identity, EVALUATION_ENTRY: self.folder.name}
+        identity, content = document["identity"], document["content"]
+        mine = {EVALUATION: identity, EVALUATION_ENTRY: self.folder.name, CONTENT: content}
         own = self.store.client.get_run(run_id).data.tags
-        same = self.store.tagged({EVALUATION: identity, MODEL: document["model"]})
-        if same:
-            known = same[0].data.tags.get(EVALUATION_ENTRY)
-            return str(same[0].info.run_id) if known == self.folder.name else None
+        for same in self.store.tagged({EVALUATION: identity, MODEL: document["model"]})[:1]:
+            if same.data.tags.get(EVALUATION_ENTRY) != self.folder.name:
+                if same.data.tags.get(CONTENT) == content:
+                    return None
+                self._keep_earlier(same, document)
+                self.store.tag(same.info.run_id, mine)
+            return str(same.info.run_id)
         if EVALUATION not in own:
             self.store.tag(run_id, mine)
             return run_id
@@ -301,9 +307,29 @@ class Delivery:
             document["experiment"], name, tags, document["time"], unique=EVALUATION_ENTRY
         )
 
+    def _keep_earlier(self, run: Any, document: dict[str, Any]) -> None:
+        """Numbers that newer ones take the place of, in a child of their own."""
+        values = {
+            key: value for key, value in run.data.metrics.items() if key in document["scores"]
+        }
+        if values == document["scores"]:
+            return
+        entry = f"{self.folder.name}-earlier"
+        tags = {EVALUATION_ENTRY: entry, EARLIER: document["identity"], ORIGIN: "evaluation"}
+        tags |= {PARENT: run.info.run_id, MODEL: document["model"]}
+        name, moment = f"earlier-evaluation-{document['identity'][:8]}", document["time"]
+        child = self.store.create_run(
+            document["experiment"], name, tags, moment, unique=EVALUATION_ENTRY
+        )
+        self.store.dataset(child, TEST, document["dataset"])
+        self.store.scores(child, values, None, document["dataset"], moment)
+        self.store.end(child, "FINISHED", moment)
+
     def _evaluate(self, run_id: str, model_id: str | None, document: dict[str, Any]) -> None:
         self.say("sending", "")
-        self.store.params(run_id, document["params"])
+        known = self.store.client.get_run(run_id).data.params  # they can't be set anew
+        new = {key: value for key, value in document["params"].items() if key not in known}
+        self.store.params(run_id, new)
         self.store.dataset(run_id, TEST, document["dataset"])
         self.store.scores(
             run_id, document["scores"], model_id, document["dataset"], document["time"]

@@ -236,9 +236,12 @@ class Join:
                 f"they were measured of another {config.model}, {config.test} or test_params; "
                 "run `dvc repro`"
             )
-        identity = digest(same)
-        known = not again and identity in outbox.delivered(config.box, config.store_id)
-        if known or not config.tracking.enabled:
+        identity, content = digest(same), _content(evaluation)
+        if not config.tracking.enabled or not (
+            again
+            or outbox.evaluations(config.box)
+            or outbox.delivered(config.box, config.store_id).get(identity) != content
+        ):
             return
         at = self._commit()
         carried = {Path(config.model).name: config.root / config.model}
@@ -247,6 +250,7 @@ class Join:
         document = {
             "model": same["model"],
             "identity": identity,
+            "content": content,
             SETTINGS: same[SETTINGS],
             "time": outbox.now(),
             CODE: code.keep(config),
@@ -264,7 +268,8 @@ class Join:
             },
             "restored": self._restored(evaluation.trained or Trained({}, {}), at, same),
         }
-        outbox.put_evaluation(config.box, identity, document, {**evaluation.files, **carried})
+        name = digest([identity, content])
+        outbox.put_evaluation(config.box, name, document, {**evaluation.files, **carried})
 
     def wait(self, patience: float | None = None) -> str:
         """Wait until everything is delivered; give '' or, in a few words, why it is not.
@@ -330,6 +335,12 @@ def here() -> Join:
     join = Join(Config.find(Path.cwd()))
     join.wake()
     return join
+
+
+def _content(evaluation: Evaluation) -> str:
+    """The hash of what was measured: with other code, the same model may get other numbers."""
+    files = {name: md5(path) for name, path in evaluation.files.items()}
+    return digest([{**evaluation.metrics}, files])
 
 
 def _files(records: Mapping[str, Any]) -> dict[str, tuple[str, str]]:

@@ -46,6 +46,7 @@ from splice.redact import redact
 # Tags: the names under which runs are found again.
 MODEL, KEY, ENTRY = "dvc.model", "dvc.training", "outbox.entry"
 EVALUATION, EVALUATION_ENTRY = "dvc.evaluation", "outbox.evaluation"
+CONTENT, EARLIER = "dvc.evaluation.content", "dvc.evaluation.earlier"
 ORIGIN, PARENT, DUPLICATE = "origin", "mlflow.parentRunId", "duplicate_of"
 
 CHAMPION, CHALLENGER = "champion", "challenger"

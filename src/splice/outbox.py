@@ -4,7 +4,6 @@ A stage never talks to a tracking server. It writes an *entry*: a folder with a 
 JSON record a line) and the files it names. Another process, the sender, delivers the entries
 in order, remembers in `sent.json` how far it got, and deletes what is done. So a server that
 is slow, broken or away costs a stage nothing, and what was written is delivered exactly once.
-Nothing here imports more than Python's own library.
 """
 
 import fcntl
@@ -126,12 +125,12 @@ def put_evaluation(
 
     Args:
         outbox: the outbox.
-        identity: hash of what was evaluated, on what, and how; an entry of the same identity that
-            still waits is left as it is.
+        identity: hash of what was evaluated, on what, how, and of what came out; if the last
+            evaluation that waits is the same, it is left as it is.
         document: what the sender needs to know.
         files: copied into the entry, by artifact path.
     """
-    for folder in entries(outbox):
+    for folder in evaluations(outbox)[-1:]:
         if folder.name.endswith(f"-evaluation-{identity[:16]}"):
             return folder
     folder = _named(outbox, "evaluation", identity)
@@ -316,20 +315,30 @@ def pending(outbox: Path) -> list[Path]:
     return [folder for folder in entries(outbox) if unsent(folder)]
 
 
-def delivered(outbox: Path, store: str) -> set[str]:
-    """The identities of the evaluations that were delivered to a store, by its `store_id`."""
+def delivered(outbox: Path, store: str) -> dict[str, str]:
+    """What a store got last of each evaluation: hashes of its content by its identity.
+
+    Args:
+        outbox: the outbox.
+        store: its `store_id`.
+    """
     try:
-        lines = (outbox / DELIVERED).read_text(encoding="utf-8").split()
+        lines = (outbox / DELIVERED).read_text(encoding="utf-8").splitlines()
     except OSError:
-        return set()
-    here = f"@{store}"
-    return {line.removesuffix(here) for line in lines if line.endswith(here)}
+        return {}
+    found = (line.partition(f"@{store} ") for line in lines)
+    return {identity: content for identity, here, content in found if here}
 
 
-def note_delivered(outbox: Path, store: str, identity: str) -> None:
-    """Remember that an evaluation was delivered to a store."""
+def note_delivered(outbox: Path, store: str, identity: str, content: str) -> None:
+    """Remember what a store got of an evaluation."""
     with (outbox / DELIVERED).open("a", encoding="utf-8") as file:
-        file.write(f"{identity}@{store}\n")
+        file.write(f"{identity}@{store} {content}\n")
+
+
+def evaluations(outbox: Path) -> list[Path]:
+    """The evaluations that wait, oldest first."""
+    return [folder for folder in entries(outbox) if "-evaluation-" in folder.name]
 
 
 def unsent(folder: Path) -> int:

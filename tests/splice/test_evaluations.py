@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import pytest
 from mlflow.entities import Run
 
 from conftest import Project
@@ -64,6 +65,26 @@ def test_other_parameters_and_other_test_data_make_children_and_leave_the_first_
     assert half.data.metrics["test/accuracy"] == finished.metrics()["accuracy"]
     assert {run.info.status for run in (other_bins, half)} == {"FINISHED"}
     assert own_run(finished).data.to_dictionary() == first.data.to_dictionary()
+
+
+def test_numbers_of_other_code_become_the_runs_and_the_earlier_ones_a_child(
+    finished: Project,
+) -> None:
+    first = finished.metrics()
+    code = finished.root / "src" / "digits" / "evaluation" / "metrics.py"
+    before = code.read_text()
+    for text, children_then in ((before.replace(".mean()),", ".mean()) / 2,", 1), 1), (before, 2)):
+        code.write_text(text)
+        finished.dvc("repro")
+        finished.splice("sync", "--wait", "60")
+        run = own_run(finished)
+        assert run.data.metrics["test/accuracy"] == finished.metrics()["accuracy"]
+        assert len(children(finished)) == children_then
+    assert finished.metrics() == first
+    accuracies = sorted(child.data.metrics["test/accuracy"] for child in children(finished))
+    assert accuracies == pytest.approx([first["accuracy"] / 2, first["accuracy"]], abs=1e-6)
+    (model,) = finished.store().client.search_logged_models([run.info.experiment_id])
+    assert model.source_run_id == run.info.run_id
 
 
 def test_the_same_evaluation_again_adds_nothing(finished: Project) -> None:

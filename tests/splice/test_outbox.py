@@ -256,8 +256,9 @@ def test_what_was_delivered_is_remembered_for_its_store_only(
 ) -> None:
     settings = config(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:5000")
-    outbox.note_delivered(tmp_path, settings.store_id, "one")
-    assert outbox.delivered(tmp_path, settings.store_id) == {"one"}
+    for content in ("a", "b"):
+        outbox.note_delivered(tmp_path, settings.store_id, "one", content)
+    assert outbox.delivered(tmp_path, settings.store_id) == {"one": "b"}
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:5001")
-    assert outbox.delivered(tmp_path, settings.store_id) == set()
+    assert outbox.delivered(tmp_path, settings.store_id) == {}
     assert "127.0.0.1" not in (tmp_path / ".delivered").read_text()
