@@ -7,10 +7,11 @@ export PATH := $(CURDIR)/$(BIN):$(value PATH)
 unexport PYTHONDONTWRITEBYTECODE PYTHONPATH
 
 # Only a .venv that was made here is ever emptied: it holds this mark, which says in which folder it
-# was made (an earlier Makefile left .done alone). A link is never one, whatever it leads to.
+# was made, once it is whole (an earlier Makefile left .done alone). A link is never one, whatever
+# it leads to.
 MARK := .venv/.made-in
 IS_OURS := [ ! -L .venv ] && { [ -e $(MARK) ] || [ -e .venv/.done ]; }
-EMPTY := pwd -P > $(MARK) && find .venv -mindepth 1 -maxdepth 1 ! -path $(MARK) -exec rm -rf {} +
+EMPTY := : > $(MARK) && find .venv -mindepth 1 -maxdepth 1 ! -path $(MARK) -exec rm -rf {} +
 
 # An environment's files name the folder that it was made in: moved or copied, it is made anew.
 MADE_ELSEWHERE := $(shell [ "$$(cat $(MARK) 2>/dev/null)" = "$$(pwd -P)" ] || echo made-elsewhere)
@@ -33,6 +34,7 @@ setup: .venv/.done          ## make .venv from the lock
 	$(BIN)/uv pip install --python $(BIN)/python --system-certs --compile-bytecode --require-hashes -r requirements.lock \
 	  || $(BIN)/python -m pip install --require-hashes -r requirements.lock
 	$(BIN)/uv pip install --python $(BIN)/python --quiet --offline --no-deps --no-build-isolation -e .
+	pwd -P > $(MARK)
 	touch $@
 
 repro: setup                ## run what is not up to date, and deliver the results to MLflow

@@ -36,6 +36,15 @@ def test_a_model_file_gives_the_same_net_and_the_same_bytes(tmp_path: Path) -> N
     assert all(torch.equal(value, tensors()[name]) for name, value in net.state_dict().items())
 
 
+def test_weights_of_another_net_py_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "net.safetensors"
+    weights.save(path, tensors(), DESCRIPTION | {"net": weights.code_digest()})
+    weights.load_net(path)
+    weights.save(path, tensors(), DESCRIPTION | {"net": "0" * 64})
+    with pytest.raises(DataError, match=r"made by another src/digits/model/net\.py; run"):
+        weights.load_net(path)
+
+
 def with_value(name: str, value: float) -> Callable[[Tensors], Tensors]:
     def change(values: Tensors) -> Tensors:
         values[name].reshape(-1)[0] = value
