@@ -56,6 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     promote = add("promote", help="make the challenger champion, if the rule allows it")
     promote.add_argument("--version", metavar="N", help="this version instead of the challenger")
     promote.add_argument("--force", action="store_true", help="don't ask the rule")
+    promote.add_argument("--dry-run", action="store_true", help="say what would happen, only")
     promote.set_defaults(run=_promote)
 
     rollback = add("rollback", help="make the champion before champion again")
@@ -102,31 +103,34 @@ def _sync(arguments: argparse.Namespace, config: Config) -> None:
     box = config.box
     if arguments.again:
         outbox.retry_rejected(box)
-    _record_results(config, arguments.again)
+    problem = _record_results(config, arguments.again)
     count = len(outbox.pending(box))
+    if count:
+        outbox.start_sender(config)
+        if reason := Join(config).wait(arguments.wait):
+            pending = outbox.pending(box)
+            rejected = len(list(filter(outbox.rejection, pending)))
+            raise UserError(f"{len(pending)} entries are pending ({rejected} rejected): {reason}")
+        print(f"delivered {count} {'entry' if count == 1 else 'entries'} to MLflow")
+    if problem:
+        raise UserError(f"the results here are not delivered: {problem}")
     if not count:
         print("everything is delivered to MLflow")
-        return
-    outbox.start_sender(config)
-    if reason := Join(config).wait(arguments.wait):
-        pending = outbox.pending(box)
-        rejected = len(list(filter(outbox.rejection, pending)))
-        raise UserError(f"{len(pending)} entries are pending ({rejected} rejected): {reason}")
-    print(f"delivered {count} {'entry' if count == 1 else 'entries'} to MLflow")
 
 
-def _record_results(config: Config, again: bool) -> None:
-    """What lies in the project's files, whoever made it: this machine, or DVC's cache."""
+def _record_results(config: Config, again: bool) -> str:
+    """Record what lies in the project's files, whoever made it; give what is wrong with it."""
     if not config.results:
-        return
+        return ""
     if not (config.root / config.model).exists():
         print("no finished result here: nothing of it to deliver; `dvc repro` makes one")
-        return
+        return ""
     try:
         if results := config.load("results"):
             Join(config).evaluation(_called(results, config), again)
     except DataError as error:
-        print(f"splice sync: the results here are not delivered: {error}", file=sys.stderr)
+        return str(error)
+    return ""
 
 
 def _called(results: Callable[[Path], Evaluation], config: Config) -> Evaluation:
@@ -167,10 +171,17 @@ def _promote(arguments: argparse.Namespace, config: Config) -> None:
     test = config.root / config.test
     by = Comparison(config, config.registry, test, config.evaluated_with())
     with _store(config) as store:
-        verdict = promote(store, by, arguments.version, arguments.force)
+        verdict = promote(
+            store,
+            by,
+            arguments.version,
+            force=arguments.force,
+            again=arguments.version is not None,
+            dry_run=arguments.dry_run,
+        )
     if not verdict.promoted:
         raise UserError(f"not promoted: {verdict.why}")
-    print(f"promoted: {verdict.why}")
+    print(f"{'would be ' if arguments.dry_run else ''}promoted: {verdict.why}")
 
 
 def _rollback(arguments: argparse.Namespace, config: Config) -> None:

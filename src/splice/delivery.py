@@ -262,7 +262,7 @@ class Delivery:
         if rule.promote == "auto":
             test = self.folder / FILES / Path(self.config.test).name
             by = Comparison(self.config, rule, test, document[SETTINGS])
-            promote(self.store, by, version, False)
+            promote(self.store, by, version)
 
     def _restored(self, document: dict[str, Any]) -> str:
         """A run for a model that this store never saw trained: it says so."""

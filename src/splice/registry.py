@@ -15,6 +15,7 @@ from splice.mlflow_store import CHALLENGER, CHAMPION, EVALUATION, MODEL, ORIGIN,
 from splice.provenance import TEST
 
 WHY, WHEN, BEFORE = "champion.why", "champion.since", "champion.before"
+ROLLED_BACK = "champion.rolled_back"
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,15 @@ def compare(
     return Verdict(True, f"{numbers}: gains {gain:g}, no class falls by over {rule.class_drop:g}")
 
 
-def promote(store: Store, by: Comparison, version: str | None, force: bool) -> Verdict:
+def promote(
+    store: Store,
+    by: Comparison,
+    version: str | None = None,
+    *,
+    force: bool = False,
+    again: bool = False,
+    dry_run: bool = False,
+) -> Verdict:
     """Make a version champion if the rule allows it, and say why in its tags.
 
     Args:
@@ -85,6 +94,8 @@ def promote(store: Store, by: Comparison, version: str | None, force: bool) -> V
         by: how versions are compared.
         version: which one; None for the challenger.
         force: don't ask the rule.
+        again: also one that was rolled back.
+        dry_run: change neither champion nor tags.
 
     Raises:
         UserError: there is no such version, or the test data is missing.
@@ -94,12 +105,21 @@ def promote(store: Store, by: Comparison, version: str | None, force: bool) -> V
     champion = store.alias(model, CHAMPION)
     if champion is not None and champion.version == candidate.version:
         return Verdict(False, f"version {candidate.version} is the champion already")
+    rolled_back = candidate.tags.get(ROLLED_BACK)
     if force:
         verdict = Verdict(True, "forced")
+    elif rolled_back and not again:
+        verdict = Verdict(
+            False,
+            f"version {candidate.version} was rolled back ({rolled_back}); "
+            f"`splice promote --version {candidate.version}` promotes it all the same",
+        )
     else:
         against = None if champion is None else _measured(store, champion, by)
         measured = _measured(store, candidate, by)
         verdict = compare(measured, against, by.rule, by.config.class_metrics)
+    if dry_run:
+        return verdict
     if verdict.promoted:
         before = champion.version if champion is not None else ""
         for key, value in ((WHY, verdict.why), (WHEN, _now()), (BEFORE, str(before))):
@@ -123,7 +143,7 @@ def roll_back(store: Store, model: str, why: str) -> str:
     if champion is None or not before:
         raise UserError(f"{model} has no earlier champion to go back to")
     store.client.set_model_version_tag(
-        model, champion.version, "champion.rolled_back", f"{_now()}: {why}"[:500]
+        model, champion.version, ROLLED_BACK, f"{_now()}: {why}"[:500]
     )
     store.client.set_registered_model_alias(model, CHAMPION, before)
     return str(before)

@@ -97,6 +97,13 @@ def test_versions_challengers_promotion_refusal_and_roll_back(finished: Project)
     assert champion(finished) == "2"
     assert tags_of(finished, "2")["champion.before"] == "1"
 
+    finished.splice("rollback", "--why", "a mistake")
+    assert "2 was rolled back" in refusal(finished)
+    assert "would be promoted" in finished.splice("promote", "--version", "2", "--dry-run").stdout
+    assert champion(finished) == "1"
+    finished.splice("promote", "--version", "2")
+    assert champion(finished) == "2"
+
     train_and_evaluate(finished, 52, 1)
     assert (challenger(finished), champion(finished)) == ("3", "2")
     assert "test/accuracy" in refusal(finished)
