@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 import splice.errors
 from digits.errors import UserError
 from digits.paths import ROOT, Paths, State
-from splice import Config, Join
 
 if TYPE_CHECKING:
     from digits.params import Params
+    from splice import Join
 
 PARENT = os.getppid()
 OUR_OWN = ("digits", "splice")
@@ -30,7 +30,7 @@ def begin() -> None:
     sys.excepthook = _in_one_line
     signal.signal(signal.SIGTERM, splice.errors.as_interrupt)
     with suppress(UserError, OSError):  # `run` says it
-        Join(Config.read(ROOT)).wake()
+        _join().wake()
 
 
 def run(name: str, main: "Callable[[Params, Paths, State, Join], None]") -> None:
@@ -39,10 +39,16 @@ def run(name: str, main: "Callable[[Params, Paths, State, Join], None]") -> None
     def stage() -> None:
         from digits.params import load
 
-        join = Join(Config.read(ROOT))
+        join = _join()
         main(load(Paths(ROOT).params), Paths(ROOT), State(join.config.home), join)
 
     splice.errors.run(name, lambda: _with_cures(name, stage))
+
+
+def _join() -> "Join":
+    from splice import Config, Join
+
+    return Join(Config.read(ROOT))
 
 
 def _with_cures(name: str, main: Callable[[], None]) -> None:

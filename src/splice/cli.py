@@ -103,7 +103,7 @@ def _sync(arguments: argparse.Namespace, config: Config) -> None:
     box = config.box
     if arguments.again:
         outbox.retry_rejected(box)
-    problem = _record_results(config, arguments.again)
+    whole = _record_results(config, arguments.again)
     count = len(outbox.pending(box))
     if count:
         outbox.start_sender(config)
@@ -112,25 +112,24 @@ def _sync(arguments: argparse.Namespace, config: Config) -> None:
             rejected = len(list(filter(outbox.rejection, pending)))
             raise UserError(f"{len(pending)} entries are pending ({rejected} rejected): {reason}")
         print(f"delivered {count} {'entry' if count == 1 else 'entries'} to MLflow")
-    if problem:
-        raise UserError(f"the results here are not delivered: {problem}")
-    if not count:
-        print("everything is delivered to MLflow")
+    else:
+        print("everything is delivered to MLflow" if whole else "all else is delivered to MLflow")
 
 
-def _record_results(config: Config, again: bool) -> str:
-    """Record what lies in the project's files, whoever made it; give what is wrong with it."""
+def _record_results(config: Config, again: bool) -> bool:
+    """Record what lies in the project's files, whoever made it; give whether that could be done."""
     if not config.results:
-        return ""
+        return True
     if not (config.root / config.model).exists():
         print("no finished result here: nothing of it to deliver; `dvc repro` makes one")
-        return ""
+        return True
     try:
         if results := config.load("results"):
             Join(config).evaluation(_called(results, config), again)
     except DataError as error:
-        return str(error)
-    return ""
+        print(f"splice sync: the results here are not delivered: {error}", file=sys.stderr)
+        return False
+    return True
 
 
 def _called(results: Callable[[Path], Evaluation], config: Config) -> Evaluation:

