@@ -5,6 +5,7 @@ import signal
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -45,6 +46,7 @@ def run(name: str, main: "Callable[[Params, Paths, State, Join], None]") -> None
     splice.errors.run(name, lambda: _with_cures(name, stage))
 
 
+@cache
 def _join() -> "Join":
     from splice import Config, Join
 
