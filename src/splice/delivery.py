@@ -289,7 +289,6 @@ class Delivery:
         """
         identity, content = document["identity"], document["content"]
         mine = {EVALUATION: identity, EVALUATION_ENTRY: self.folder.name, CONTENT: content}
-        own = self.store.client.get_run(run_id).data.tags
         for same in self.store.tagged({EVALUATION: identity, MODEL: document["model"]})[:1]:
             if same.data.tags.get(EVALUATION_ENTRY) != self.folder.name:
                 if same.data.tags.get(CONTENT) == content:
@@ -297,7 +296,7 @@ class Delivery:
                 self._keep_earlier(same, document)
                 self.store.tag(same.info.run_id, mine)
             return str(same.info.run_id)
-        if EVALUATION not in own:
+        if EVALUATION not in self.store.client.get_run(run_id).data.tags:
             self.store.tag(run_id, mine)
             return run_id
         tags = {**document["tags"], **mine, MODEL: document["model"], ORIGIN: "evaluation"}
