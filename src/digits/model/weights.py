@@ -72,7 +72,8 @@ def load_net(path: Path) -> tuple[Net, dict[str, Any]]:
         DataError: as `load`; or the weights aren't those of the Net, or not finite.
     """
     tensors, description = load(path)
-    if description.get("net", code_digest()) != code_digest():
+    code = code_digest()
+    if description.get("net", code) != code:
         raise DataError(f"{path} was made by another src/digits/model/net.py; run `dvc repro`")
     classes, shape = description.get("classes"), _shape(description.get("shape"))
     if not isinstance(classes, list) or len(classes) < 2:
