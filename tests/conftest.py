@@ -29,6 +29,8 @@ HERE = Path(__file__).resolve().parents[1]
 DROPPED = ("MLFLOW_", "_MLFLOW_", "DVC_", "AWS_", "GIT_", "PYTHON", "DATA_MIRROR", "VIRTUAL_ENV")
 TIMEOUT_SECONDS = 240.0
 
+pytest_plugins = ["foreign"]  # fixtures
+
 SMALL: Mapping[str, Any] = {
     "download.dataset": "mnist-5k",
     "train.epochs": 2,

@@ -78,19 +78,20 @@ def _status(_arguments: argparse.Namespace, config: Config) -> None:
     print(f"store    {redact(config.store)}")
     doing = outbox.sender(box) if outbox.is_locked(box / ".sender.lock") else None
     print(f"sender   {'not running' if doing is None else f'{doing.what} {doing.detail}'.strip()}")
-    pending = outbox.pending(box)
+    store = config.store_id
+    pending = outbox.pending(box, store)
     interrupted = [e for e in outbox.entries(box) if "-training-" in e.name and e not in pending]
     print(f"pending  {len(pending)} of {len(outbox.entries(box))} entries")
     for entry in pending:
-        print(f"  {entry.name}: {_undelivered(entry)}")
+        print(f"  {entry.name}: {_undelivered(entry, store)}")
     for entry in interrupted:
         if not outbox.is_open(entry):
             print(f"  {entry.name}: delivered; `dvc repro` goes on with this training")
 
 
-def _undelivered(entry: Path) -> str:
-    known = outbox.sent(entry)
-    if reason := outbox.rejection(entry):
+def _undelivered(entry: Path, store: str) -> str:
+    known = outbox.sent(entry, store)
+    if reason := outbox.rejection(entry, store):
         return f"rejected by the store: {reason}"
     records = [record for record, _ in outbox.records(entry, known.get("offset", 0))]
     points = sum(len(record.get("metrics", ())) for record in records)
@@ -102,14 +103,15 @@ def _sync(arguments: argparse.Namespace, config: Config) -> None:
         raise UserError("tracking.enabled in params.yaml is false; set it to true")
     box = config.box
     if arguments.again:
-        outbox.retry_rejected(box)
+        outbox.retry_rejected(box, config.store_id)
     whole = _record_results(config, arguments.again)
-    count = len(outbox.pending(box))
+    count = len(outbox.pending(box, config.store_id))
     if count:
         outbox.start_sender(config)
         if reason := Join(config).wait(arguments.wait):
-            pending = outbox.pending(box)
-            rejected = len(list(filter(outbox.rejection, pending)))
+            store = config.store_id
+            pending = outbox.pending(box, store)
+            rejected = sum(bool(outbox.rejection(entry, store)) for entry in pending)
             raise UserError(f"{len(pending)} entries are pending ({rejected} rejected): {reason}")
         print(f"delivered {count} {'entry' if count == 1 else 'entries'} to MLflow")
     else:

@@ -14,6 +14,7 @@ import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
+from urllib.parse import unquote
 
 from pydantic import Field, StrictBool, StrictFloat, StrictStr
 from pydantic.dataclasses import dataclass
@@ -164,8 +165,9 @@ class Config:
     @property
     def store_id(self) -> str:
         """Which store that is; a new sqlite file at the old place is another one."""
-        uri = os.environ.get("MLFLOW_TRACKING_URI") or _made(self.database)
-        return digest(uri)[:16]
+        uri = os.environ.get("MLFLOW_TRACKING_URI")
+        file = _sqlite_file(uri) if uri else self.database
+        return digest(_made(self.home / file) if file else uri)[:16]
 
     def evaluated_with(self) -> dict[str, Any]:
         """The values of `test_params`.
@@ -212,6 +214,12 @@ class Config:
 def sqlite_uri(path: Path) -> str:
     """The address of an sqlite file, with what would end the path or be decoded in it escaped."""
     return "sqlite:///" + str(path).replace("%", "%25").replace("?", "%3F")
+
+
+def _sqlite_file(uri: str) -> str:
+    """The path in the address of an sqlite file; '' in any other."""
+    kind, _, path = uri.partition(":///")
+    return unquote(path.partition("?")[0]) if kind.startswith("sqlite") else ""
 
 
 def main_checkout(root: Path) -> Path:

@@ -23,7 +23,7 @@ from typing import IO, Any, NamedTuple, Self
 from splice.code import KEPT, keep
 from splice.config import Config
 from splice.errors import DataError, UserError
-from splice.files import digest, sync, write_json, written_whole
+from splice.files import digest, sync, written_whole
 
 Point = tuple[str, float, int]  # key, value, step
 
@@ -269,12 +269,12 @@ def wait(config: Config, patience: float) -> str:
     Waits as long as the sender gets on. A server that fails or doesn't answer is given
     `patience` seconds.
     """
-    outbox = config.box
+    outbox, store = config.box, config.store_id
     moved = time.monotonic()
     restart = moved + RESTART_SECONDS[0]
     left: dict[str, int] = {}
     restarts, failure = 1, ""
-    while waiting := {folder.name: unsent(folder) for folder in deliverable(outbox)}:
+    while waiting := {folder.name: unsent(folder, store) for folder in deliverable(outbox, store)}:
         doing = sender(outbox) if is_locked(outbox / ".sender.lock") else None
         if waiting != left or (doing is not None and doing.what in ("starting", "preparing")):
             left, moved, failure = waiting, time.monotonic(), ""
@@ -291,37 +291,38 @@ def wait(config: Config, patience: float) -> str:
         if stuck > patience + (0 if failure else HANG_SECONDS):
             return failure or f"no answer for {stuck:.0f} s"
         time.sleep(0.02)
-    return next(filter(None, map(rejection, entries(outbox))), "")
+        store = config.store_id  # which may not have been made before
+    return next(filter(None, (rejection(folder, store) for folder in entries(outbox))), "")
 
 
-def rejection(folder: Path) -> str:
-    """Why the store rejected an entry; empty if it didn't."""
-    return str(sent(folder).get("rejected", ""))
+# What the sender delivered, it remembers of one store, named by its `store_id`: another gets
+# everything from the beginning.
 
 
-def retry_rejected(outbox: Path) -> None:
-    """Have the rejected entries tried again."""
-    for folder in filter(rejection, entries(outbox)):
-        write_json(folder / SENT, {**sent(folder), "rejected": ""})
+def rejection(folder: Path, store: str) -> str:
+    """Why a store rejected an entry; empty if it didn't."""
+    return str(sent(folder, store).get("rejected", ""))
 
 
-def deliverable(outbox: Path) -> list[Path]:
-    """The pending entries that the store hasn't rejected."""
-    return [folder for folder in pending(outbox) if not rejection(folder)]
+def retry_rejected(outbox: Path, store: str) -> None:
+    """Have the rejected entries tried again, from their beginning."""
+    for folder in entries(outbox):
+        if rejection(folder, store):
+            (folder / SENT).unlink()
 
 
-def pending(outbox: Path) -> list[Path]:
-    """The entries that hold something undelivered."""
-    return [folder for folder in entries(outbox) if unsent(folder)]
+def deliverable(outbox: Path, store: str) -> list[Path]:
+    """The pending entries that a store hasn't rejected."""
+    return [folder for folder in pending(outbox, store) if not rejection(folder, store)]
+
+
+def pending(outbox: Path, store: str) -> list[Path]:
+    """The entries that hold something which a store doesn't have."""
+    return [folder for folder in entries(outbox) if unsent(folder, store)]
 
 
 def delivered(outbox: Path, store: str) -> dict[str, str]:
-    """What a store got last of each evaluation: hashes of its content by its identity.
-
-    Args:
-        outbox: the outbox.
-        store: its `store_id`.
-    """
+    """What a store got last of each evaluation: hashes of its content by its identity."""
     try:
         lines = (outbox / DELIVERED).read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -341,21 +342,22 @@ def evaluations(outbox: Path) -> list[Path]:
     return [folder for folder in entries(outbox) if "-evaluation-" in folder.name]
 
 
-def unsent(folder: Path) -> int:
-    """How many bytes of an entry's journal are not delivered yet."""
+def unsent(folder: Path, store: str) -> int:
+    """How many bytes of an entry's journal a store doesn't have yet."""
     try:
-        return (folder / JOURNAL).stat().st_size - int(sent(folder).get("offset", 0))
+        return (folder / JOURNAL).stat().st_size - int(sent(folder, store).get("offset", 0))
     except FileNotFoundError:
         return 0
 
 
-def sent(folder: Path) -> dict[str, Any]:
-    """What the sender remembers of an entry."""
+def sent(folder: Path, store: str) -> dict[str, Any]:
+    """What the sender remembers of an entry and a store; {} if it last delivered to another."""
     try:
         document = json.loads((folder / SENT).read_text(encoding="utf-8"))
-        return document if isinstance(document, dict) else {}
     except (OSError, ValueError):
         return {}
+    is_of_it = isinstance(document, dict) and document.get("store") == store
+    return dict(document) if is_of_it else {}
 
 
 def environment() -> str:

@@ -60,12 +60,12 @@ def main(config: Config) -> None:
     status = Status(config.box)
     status.say("starting", "")
     forget(config.box, {config.root.name, *_needed(config.box)})
-    from splice.delivery import OtherCode  # takes seconds: after the lock
+    from splice.delivery import Restart  # takes seconds: after the lock
 
     try:
         _deliver_until_idle(config, status)
-    except OtherCode as other:
-        code = str(config.box / KEPT / str(other))
+    except Restart as needed:
+        code = str(config.box / KEPT / str(needed))
         os.execve(sys.executable, [sys.executable, "-m", "splice.sender", code], ENVIRONMENT)  # noqa: S606
 
 
@@ -96,7 +96,7 @@ def _give_way() -> None:
 
 
 def _deliver_until_idle(config: Config, status: Status) -> None:
-    from splice.delivery import deliver_all, warm_up
+    from splice.delivery import Restart, deliver_all, warm_up
     from splice.mlflow_store import connect
 
     folder, store = config.box, None
@@ -104,11 +104,13 @@ def _deliver_until_idle(config: Config, status: Status) -> None:
     failures, last_good, last_needed = 0, time.monotonic(), time.monotonic()
     while time.monotonic() - last_needed < IDLE_SECONDS:
         someone_writes = any(map(outbox.is_open, outbox.entries(folder)))
-        had_work = bool(outbox.deliverable(folder))
+        had_work = bool(outbox.deliverable(folder, config.store_id))
         try:
             if store is None:
                 status.say("connecting", "")
                 store = connect(config)
+            if store.id != config.store_id:  # its file was replaced, to which mlflow holds on
+                raise Restart(config.root.name)
             deliver_all(store, config, status.say)
             failures, last_good = 0, time.monotonic()
             status.say("idle", "")

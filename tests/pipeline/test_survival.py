@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import psutil
 import pytest
@@ -19,14 +20,15 @@ from conftest import Project
 from delivered import ONCE, delivered
 from digits.errors import DataError
 from digits.training.checkpoint import KEPT, Checkpoint
+from journals import delivered_bytes
 from machine import WAIT_SECONDS, family, is_saved, started, until
 from splice import outbox, provenance
 from splice.config import Config
-from splice.delivery import Delivery
 from splice.errors import Rejected
 from splice.files import md5
-from splice.mlflow_store import ENTRY, MODEL, Store, as_failure
+from splice.mlflow_store import ENTRY, MODEL, SINCE, Store, as_failure
 
+HOUR_NS = 3_600_000_000_000
 LONGER = {"train.epochs": 8, "train.threads": 2, "checkpoint.every_steps": 5}
 
 
@@ -180,7 +182,7 @@ def synced(entry: Path, file: Path) -> int:
 
     with safetensors.safe_open(file, "numpy") as opened:
         step = int(opened.get_tensor("step"))
-    known = int(outbox.sent(entry).get("offset", 0))
+    known = delivered_bytes(entry)
     for record, end in outbox.records(entry):
         loss = [point[2] for point in record.get("metrics", ()) if point[0] == "train/loss"]
         if loss and max(loss) >= step:
@@ -365,14 +367,13 @@ def test_a_damaged_journal_is_refused_by_name_and_stops_no_other_entry(tmp_path:
 def test_the_same_model_again_is_folded_though_the_clock_jumped_back(tmp_path: Path) -> None:
     config = Config(root=tmp_path, home=tmp_path, model="models/net.safetensors")
     store = Store(tmp_path, config.store)
-    runs = [
-        store.create_run("mnist", "train", {MODEL: "md5", ENTRY: name}, start, unique=ENTRY)
-        for name, start in (("first", 2_000_000), ("second", 1_000_000))
-    ]
-    entry = tmp_path / "outbox" / "2000001-training-key"
-    entry.mkdir(parents=True)
-    (entry / outbox.SENT).write_text(json.dumps({"run": runs[1], "model": "md5"}))
-    Delivery(store, entry, config, lambda *_: None)._fold_into_original(2_000_002)
+    runs = []
+    for hour in (5, 4):
+        with patch("time.time_ns", return_value=hour * HOUR_NS):
+            tags = {MODEL: "md5", SINCE: store.since("md5"), ENTRY: f"{hour}"}
+            runs.append(store.create_run("mnist", "train", tags, outbox.now(), unique=ENTRY))
+            store.end(runs[-1], "FINISHED", outbox.now())
+    assert store.fold(partial(store.results, "md5")) == runs[0]
     assert [run.info.run_id for run in store.tagged({MODEL: "md5"})] == runs[:1]
 
 

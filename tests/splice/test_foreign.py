@@ -6,50 +6,21 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from mlflow.entities import Run
 
-from conftest import HERE, Project
-from foreign import INSTALLED, Foreign
+from conftest import HERE
+from foreign import Foreign
 from servers import free_port, mlflow_server
 from splice import outbox
 from splice.files import md5
 
 SPLICE = HERE / "src" / "splice"
 LONG = 150_000  # rounds: seconds, in which a fit can be killed
-
-
-@pytest.fixture(scope="module")
-def finished_foreign(
-    tmp_path_factory: pytest.TempPathFactory, clean_environment: dict[str, str]
-) -> Foreign:
-    """One in which everything ran twice and is delivered and committed; only to be copied."""
-    root = tmp_path_factory.mktemp("foreign") / "project"
-    project = Foreign(root, clean_environment | INSTALLED)
-    caches = shutil.ignore_patterns("__pycache__")
-    shutil.copytree(Path(__file__).with_name("foreign_project"), project.root, ignore=caches)
-    project.git("init", "--quiet", "--initial-branch=main")
-    project.dvc("init", "--quiet")
-    project.commit("The project")
-    try:
-        project.dvc("repro")
-        assert "Running stage" not in project.dvc("repro").stdout
-        project.splice("sync", "--wait", "60")
-    finally:
-        project.stop_sender()
-    project.commit("Results")
-    return project
-
-
-@pytest.fixture
-def foreign(finished_foreign: Foreign, copy_of: Callable[[Project], Project]) -> Foreign:
-    project = copy_of(finished_foreign)
-    assert isinstance(project, Foreign)
-    return project
 
 
 def assert_tells_the_result(project: Foreign, run: Run, origin: str) -> None:
@@ -177,7 +148,7 @@ def test_a_server_that_is_away_holds_nothing_up_and_gets_everything_later(
     settings.write_text(settings.read_text().replace('"solar"\n\n', '"solar"\npatience = 0\n\n'))
     away.params({"fit.seed": 5})
     assert "not delivered to MLflow yet" in away.dvc("repro").stdout
-    assert len(outbox.pending(away.outbox)) == 2
+    assert len(outbox.pending(away.outbox, "")) == 2
     with mlflow_server(
         tmp_path / "server", f"sqlite:///{tmp_path / 'team.db'}", str(tmp_path / "files"), port=port
     ):

@@ -10,7 +10,7 @@ from mlflow import MlflowClient
 from conftest import Project, Team
 from digits.paths import Paths
 from digits.training.history import History
-from journals import arrived, compare, kept, written
+from journals import arrived, compare, delivered_bytes, kept, written
 from servers import FaultyProxy, MlflowServer, Mode
 from splice import outbox
 from splice.files import md5
@@ -25,9 +25,7 @@ SLACK = 25  # of a busy machine
 def delivered(box: Path) -> int:
     """Bytes of journals of trainings that the sender says are delivered."""
     return sum(
-        int(outbox.sent(entry).get("offset", 0))
-        for entry in outbox.entries(box)
-        if "-training-" in entry.name
+        delivered_bytes(entry) for entry in outbox.entries(box) if "-training-" in entry.name
     )
 
 

@@ -17,7 +17,7 @@ from splice.config import Config
 from splice.errors import UserError
 from splice.outbox import FILES, JOURNAL, SENT, Training
 
-KEY = "0123456789abcdef0123"
+KEY, STORE = "0123456789abcdef0123", "store"
 OPENING: dict[str, Any] = {"experiment": "mnist", "name": "a", "tags": {}, "params": {}}
 
 
@@ -140,7 +140,7 @@ def test_the_same_evaluation_that_still_waits_is_not_put_twice(tmp_path: Path) -
     first = outbox.put_evaluation(tmp_path, KEY, {"model": "a"}, {})
     assert outbox.put_evaluation(tmp_path, KEY, {"model": "a"}, {}) == first
     assert outbox.put_evaluation(tmp_path, KEY[::-1], {"model": "b"}, {}) != first
-    assert len(outbox.pending(tmp_path)) == 2
+    assert len(outbox.pending(tmp_path, STORE)) == 2
 
 
 def test_entries_come_in_the_order_in_which_they_were_put(tmp_path: Path) -> None:
@@ -152,9 +152,10 @@ def test_entries_come_in_the_order_in_which_they_were_put(tmp_path: Path) -> Non
 def test_what_was_delivered_no_longer_waits(tmp_path: Path) -> None:
     folder = outbox.put_evaluation(tmp_path, KEY, {"model": "a"}, {})
     size = (folder / JOURNAL).stat().st_size
-    assert outbox.unsent(folder) == size
-    (folder / SENT).write_text(json.dumps({"offset": size}))
-    assert not outbox.pending(tmp_path)
+    assert outbox.unsent(folder, STORE) == size
+    (folder / SENT).write_text(json.dumps({"store": STORE, "offset": size}))
+    assert not outbox.pending(tmp_path, STORE)
+    assert outbox.pending(tmp_path, "another") == [folder]
     assert not list(outbox.records(folder, size))
 
 
@@ -162,17 +163,19 @@ def test_a_damaged_note_of_what_was_sent_counts_as_nothing_sent(tmp_path: Path) 
     folder = outbox.put_evaluation(tmp_path, KEY, {"model": "a"}, {})
     for damage in ("", "{", "[]", "null"):
         (folder / SENT).write_text(damage)
-        assert outbox.pending(tmp_path) == [folder]
+        assert outbox.pending(tmp_path, STORE) == [folder]
 
 
 def test_a_rejected_entry_is_named_and_holds_nobody(tmp_path: Path) -> None:
     folder = outbox.put_evaluation(tmp_path, KEY, {"model": "a"}, {})
-    (folder / SENT).write_text(json.dumps({"offset": 0, "rejected": "bad name"}))
+    settings = config(tmp_path)
+    store = settings.store_id
+    (folder / SENT).write_text(json.dumps({"store": store, "offset": 0, "rejected": "bad name"}))
     began = time.monotonic()
-    assert outbox.wait(config(tmp_path), 60) == "bad name"
+    assert outbox.wait(settings, 60) == "bad name"
     assert time.monotonic() - began < 5
-    outbox.retry_rejected(tmp_path)
-    assert outbox.deliverable(tmp_path) == [folder]
+    outbox.retry_rejected(tmp_path, store)
+    assert outbox.deliverable(tmp_path, store) == [folder]
 
 
 class Sender:
@@ -233,7 +236,8 @@ def test_waiting_for_a_server_that_fails_again_and_again_ends_with_the_patience(
 def test_waiting_ends_when_the_last_entry_is_delivered(tmp_path: Path, sender: Sender) -> None:
     folder = outbox.put_evaluation(tmp_path, KEY, {"model": "a"}, {})
     sender.say("preparing")
-    sent = json.dumps({"offset": (folder / JOURNAL).stat().st_size})
+    store, size = config(tmp_path).store_id, (folder / JOURNAL).stat().st_size
+    sent = json.dumps({"store": store, "offset": size})
     timer = threading.Timer(0.5, lambda: (folder / SENT).write_text(sent))
     timer.start()
     assert outbox.wait(config(tmp_path), 0.1) == ""
