@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from splice import errors, outbox, provenance, rwlock
 from splice.config import Config
-from splice.errors import DataError, UserError
+from splice.errors import DataError, Stale, UserError
 from splice.files import md5
 from splice.join import Evaluation, Join
 from splice.redact import redact
@@ -104,7 +105,11 @@ def _sync(arguments: argparse.Namespace, config: Config) -> None:
     box = config.box
     if arguments.again:
         outbox.retry_rejected(box, config.store_id)
-    whole = _record_results(config, arguments.again)
+    damage, missing = "", ""
+    try:
+        missing = _record_results(config, arguments.again)
+    except DataError as error:
+        damage = f"the results here are not delivered: {error}"
     count = len(outbox.pending(box, config.store_id))
     if count:
         outbox.start_sender(config)
@@ -112,26 +117,39 @@ def _sync(arguments: argparse.Namespace, config: Config) -> None:
             store = config.store_id
             pending = outbox.pending(box, store)
             rejected = sum(bool(outbox.rejection(entry, store)) for entry in pending)
-            raise UserError(f"{len(pending)} entries are pending ({rejected} rejected): {reason}")
-        print(f"delivered {count} {'entry' if count == 1 else 'entries'} to MLflow")
-    else:
-        print("everything is delivered to MLflow" if whole else "all else is delivered to MLflow")
+            reason = f"{len(pending)} entries are pending ({rejected} rejected): {reason}"
+            raise UserError("; ".join(filter(None, (reason, damage))))
+    if damage:
+        raise UserError(damage)
+    done = f"delivered {count} {'entry' if count == 1 else 'entries'} to MLflow" if count else ""
+    everything = "all else" if missing else "everything"
+    print("; ".join(filter(None, (missing, done or f"{everything} is delivered to MLflow"))))
 
 
-def _record_results(config: Config, again: bool) -> bool:
-    """Record what lies in the project's files, whoever made it; give whether that could be done."""
+def _record_results(config: Config, again: bool) -> str:
+    """Record what lies in the project's files, whoever made it; give what there isn't yet.
+
+    Raises:
+        DataError: it is damaged.
+    """
     if not config.results:
-        return True
+        return ""
     if not (config.root / config.model).exists():
-        print("no finished result here: nothing of it to deliver; `dvc repro` makes one")
-        return True
+        named = provenance.hash_at(config.root, "HEAD", config.model)
+        if named is not None and named[1]:
+            return (
+                f"{config.model}, which the committed dvc.lock names, is not here: `dvc pull` "
+                "brings it if it was pushed, `dvc repro` makes it"
+            )
+        return "no finished result here: `dvc repro` makes one"
     try:
         if results := config.load("results"):
             Join(config).evaluation(_called(results, config), again)
     except DataError as error:
-        print(f"splice sync: the results here are not delivered: {error}", file=sys.stderr)
-        return False
-    return True
+        if isinstance(error, Stale) or isinstance(error.__cause__, FileNotFoundError):
+            return f"the model here is not evaluated yet ({error})"
+        raise
+    return ""
 
 
 def _called(results: Callable[[Path], Evaluation], config: Config) -> Evaluation:
@@ -147,13 +165,18 @@ def _find(arguments: argparse.Namespace, config: Config) -> None:
     what = arguments.what
     value = md5(Path(what)) if Path(what).is_file() else what
     values = [(tag, value) for tag in ("dvc.model", "git.commit", "dvc.experiment")]
-    if named := provenance.hash_at(config.root, what, config.model):
+    named = provenance.hash_at(config.root, what, config.model)
+    if named is not None:
         values += [("git.commit", named[0]), ("dvc.model", named[1])]
     with _store(config) as store:
         runs = [run for tag, value in values if value for run in store.tagged({tag: value})]
         found = {run.info.run_id: run for run in (*runs, *store.using(value))}
     if not found:
-        raise UserError(f"no run of {what} in {redact(config.store)}; `splice sync` may bring it")
+        if named is None and value == what:
+            cure = "it is no file, commit or experiment here; is it spelled right?"
+        else:
+            cure = "`splice sync --again` makes one of what lies in the project's files"
+        raise UserError(f"no run of {what} in {redact(config.store)}: {cure}")
     metric = config.registry.metric
     for run in found.values():
         when = time.strftime("%Y-%m-%d %H:%M", time.localtime(run.info.start_time / 1000))
@@ -199,6 +222,7 @@ def _unlock(_arguments: argparse.Namespace, config: Config) -> None:
 
 
 def _ui(arguments: argparse.Namespace, config: Config) -> None:
+    _refuse_if_taken(arguments.host, arguments.port)
     if not os.environ.get("MLFLOW_TRACKING_URI") and not config.database.exists():
         with _store(config):  # makes it whole; the server, killed early, would leave half of it
             pass
@@ -215,16 +239,27 @@ def _ui(arguments: argparse.Namespace, config: Config) -> None:
     os.execv(python, [str(python), "-m", *command])  # noqa: S606
 
 
+def _refuse_if_taken(host: str, port: int) -> None:
+    try:
+        socket.create_server((host, port)).close()
+    except OSError as error:
+        raise UserError(
+            f"cannot listen on {host}:{port}: {error.strerror or error}; "
+            "choose another, as in `splice ui --port 5001`"
+        ) from error
+
+
 @contextmanager
 def _store(config: Config) -> Iterator["Store"]:
     from splice.errors import Unreachable
-    from splice.mlflow_store import FAILURES, connect
+    from splice.mlflow_store import FAILURES, as_failure, connect
 
     try:
         yield connect(config)
-    except (*FAILURES, Unreachable) as error:
-        reason = redact(" ".join(str(error).split()))
-        raise UserError(f"{redact(config.store)} doesn't do it: {reason:.300}") from error
+    except Unreachable as error:
+        raise UserError(f"{redact(config.store)}: {error}") from error
+    except FAILURES as error:
+        raise UserError(f"{redact(config.store)}: {as_failure(error)}") from error
 
 
 if __name__ == "__main__":

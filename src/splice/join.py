@@ -1,5 +1,7 @@
 """The public face: a training and an evaluation, written to the outbox under content hashes."""
 
+import posixpath
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -9,7 +11,7 @@ from typing import Any
 
 from splice import code, outbox, provenance
 from splice.config import PARAMS, Config
-from splice.errors import DataError, UserError
+from splice.errors import Stale, UserError
 from splice.files import digest, md5
 from splice.outbox import Point, Training
 from splice.provenance import Commit
@@ -17,6 +19,7 @@ from splice.provenance import Commit
 NOTE = "mlflow.note.content"
 RULE, SETTINGS = "registry", "how"  # in the record of an evaluation
 CODE = "code"  # in those of a training and an evaluation
+FORBIDDEN, LONGEST_NAME = re.compile(r"[^/\w.\- :]"), 200  # in the names of MLflow's metrics
 
 
 @dataclass(frozen=True)
@@ -103,7 +106,7 @@ class Run:
     def points(self, points: Iterable[Point]) -> None:
         """Log points of curves: key, value, step. One that was logged before is left out."""
         if self._journal is not None:
-            self._journal.points(points)
+            self._journal.points((metric_name(key), value, step) for key, value, step in points)
 
     def sync(self) -> None:
         """Make what was logged survive a power cut; call it before saving a checkpoint."""
@@ -227,13 +230,14 @@ class Join:
             again: also if the store, as it is configured now, has this very one already.
 
         Raises:
-            DataError: the model or the test data isn't there, or it is `of` others.
+            Stale: it is `of` another model, test data or settings.
+            DataError: the model or the test data isn't there.
             UserError: the disk is full, or the outbox can't be written.
         """
         config, same = self.config, self.identity()
         if evaluation.of not in (None, same):
-            raise DataError(
-                f"they were measured of another {config.model}, {config.test} or test_params; "
+            raise Stale(
+                f"its numbers are of another {config.model}, {config.test} or test_params; "
                 "run `dvc repro`"
             )
         identity, content = digest(same), _content(evaluation)
@@ -256,13 +260,14 @@ class Join:
             CODE: code.keep(config),
             "experiment": config.tracking.experiment,
             RULE: vars(config.registry),
-            "scores": {**evaluation.metrics},
+            "scores": {metric_name(name): value for name, value in evaluation.metrics.items()},
             "params": {**evaluation.params},
             "files": sorted(evaluation.files),
             "example": evaluation.example,
             "dataset": evaluation.data(config.test).record(same["test"]),
             "tags": {
                 **evaluation.tags,
+                **_full_names(evaluation.metrics),
                 f"dvc.data.{provenance.TEST}": same["test"],
                 "git.commit.evaluated": at.id,
             },
@@ -335,6 +340,17 @@ def here() -> Join:
     join = Join(Config.find(Path.cwd()))
     join.wake()
     return join
+
+
+def metric_name(name: str) -> str:
+    """The name under which MLflow takes a metric: a class may be called `chien (petit)` or `..`."""
+    plain = posixpath.normpath(FORBIDDEN.sub("_", name)).strip("./")[:LONGEST_NAME]
+    return name if plain == name else f"{plain}-{digest(name)[:6]}"
+
+
+def _full_names(names: Iterable[str]) -> dict[str, str]:
+    """Tags that tell what is called otherwise in MLflow."""
+    return {f"metric.{metric_name(name)}": name for name in names if metric_name(name) != name}
 
 
 def _content(evaluation: Evaluation) -> str:

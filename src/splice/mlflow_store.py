@@ -55,7 +55,7 @@ CHAMPION, CHALLENGER = "champion", "challenger"
 
 METRICS_A_CALL, PARAMS_A_CALL = 1000, 100
 CONNECTIONS_TRIED = 3
-LONGEST_TAG, LONGEST_PARAM = 5000, 6000
+LONGEST_TAG, LONGEST_PARAM, LONGEST_REASON = 5000, 6000, 300
 REJECTIONS = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_DOES_NOT_EXIST", "INVALID_STATE")
 
 FAILURES = (MlflowException, OSError)  # requests' exceptions are OSErrors
@@ -457,11 +457,24 @@ def _move_if_first(source: Path, target: Path) -> None:
 
 
 def as_failure(error: Exception) -> Rejected | Unreachable:
-    """What an exception out of the store means, in one line without secrets."""
-    message = redact(" ".join(str(error).split()))[:500] or type(error).__name__
+    """What an exception out of the store means, in one short line without secrets."""
+    message = redact(_reason(error))[:LONGEST_REASON] or type(error).__name__
     code = getattr(error, "error_code", "")
     damaged = isinstance(error, UserError)  # a file of the entry: it stays so
     return Rejected(message) if damaged or code in REJECTIONS else Unreachable(message)
+
+
+def _reason(error: Exception) -> str:
+    """What the operating system or the server said, without what libraries wrap around it."""
+    said, cause = "", error.__cause__ or error.__context__
+    while cause is not None:
+        if isinstance(cause, OSError):
+            said = cause.strerror or str(cause)
+        cause = cause.__cause__ or cause.__context__
+    text = " ".join(str(error).split())
+    for noise in (". Response body", " [SQL:", " (Background on this error"):
+        text = text.partition(noise)[0]
+    return said.lower() or text
 
 
 def _schema(arrays: Mapping[str, tuple[str, Sequence[int]]]) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from splice.code import KEPT, keep
 from splice.config import Config
 from splice.errors import DataError, UserError
 from splice.files import digest, sync, written_whole
+from splice.redact import redact
 
 Point = tuple[str, float, int]  # key, value, step
 
@@ -289,7 +290,7 @@ def wait(config: Config, patience: float) -> str:
             failure = doing.detail if doing.what == "waiting" else failure
         stuck = time.monotonic() - moved
         if stuck > patience + (0 if failure else HANG_SECONDS):
-            return failure or f"no answer for {stuck:.0f} s"
+            return failure or f"{redact(config.store)}: no answer for {stuck:.0f} s"
         time.sleep(0.02)
         store = config.store_id  # which may not have been made before
     return next(filter(None, (rejection(folder, store) for folder in entries(outbox))), "")

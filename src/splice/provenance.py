@@ -110,8 +110,10 @@ def how_to_get(root: Path, at: Commit, paths: Mapping[str, tuple[str, str]]) -> 
 
 
 def hash_at(root: Path, revision: str, path: str) -> tuple[str, str] | None:
-    """The commit that a revision names, and the hash of a file in its dvc.lock or ''."""
-    identity = _git(root, "rev-parse", "--verify", "--quiet", f"{revision}^{{commit}}")
+    """The commit that a revision or DVC experiment names; a file's hash in its dvc.lock, or ''."""
+    experiment = _git(root, "for-each-ref", "--format=%(refname)", f"refs/exps/*/*/{revision}")
+    named = (experiment or revision).splitlines()[0]
+    identity = _git(root, "rev-parse", "--verify", "--quiet", f"{named}^{{commit}}")
     if not identity:
         return None
     lock = _git(root, "show", f"{identity}:dvc.lock") or ""

@@ -23,6 +23,7 @@ from splice.config import Config
 from splice.errors import DataError, Unreachable
 from splice.files import write_json
 from splice.join import CODE
+from splice.redact import redact
 
 ENVIRONMENT = dict(os.environ)  # before mlflow adds its own
 LOCK_TRIES = 5
@@ -102,6 +103,7 @@ def _deliver_until_idle(config: Config, status: Status) -> None:
     folder, store = config.box, None
     warming = threading.Thread(target=warm_up, args=(config,), daemon=True)
     failures, last_good, last_needed = 0, time.monotonic(), time.monotonic()
+    where, since = redact(config.store), ""
     while time.monotonic() - last_needed < IDLE_SECONDS:
         someone_writes = any(map(outbox.is_open, outbox.entries(folder)))
         had_work = bool(outbox.deliverable(folder, config.store_id))
@@ -115,8 +117,9 @@ def _deliver_until_idle(config: Config, status: Status) -> None:
             failures, last_good = 0, time.monotonic()
             status.say("idle", "")
         except Unreachable as error:
+            since = since if failures else time.strftime("%H:%M:%S")
             failures += 1
-            status.say("waiting", str(error))
+            status.say("waiting", f"{where}: {error} (since {since})")
         in_outage = failures and time.monotonic() - last_good < OUTAGE_SECONDS
         if someone_writes or in_outage or (had_work and not failures):
             last_needed = time.monotonic()

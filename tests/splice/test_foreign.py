@@ -12,12 +12,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from mlflow.entities import Run
+from mlflow.utils.validation import MAX_ENTITY_KEY_LENGTH, _validate_metric_name
 
 from conftest import HERE
 from foreign import Foreign
 from servers import free_port, mlflow_server
 from splice import outbox
 from splice.files import md5
+from splice.join import metric_name
 
 SPLICE = HERE / "src" / "splice"
 LONG = 150_000  # rounds: seconds, in which a fit can be killed
@@ -129,10 +131,15 @@ def test_a_sync_between_two_stages_says_what_is_missing_and_delivers_the_rest(
     stale = foreign.splice("sync", "--wait", "60").stdout
     (foreign.root / "reports" / "error.json").unlink()
     missing = foreign.splice("sync", "--wait", "60").stdout
-    assert "everything is delivered" not in missing
-    assert "not delivered: they were measured of another model/plane.npz" in stale
-    assert "not delivered: assess:results of [tool.splice] failed: FileNotFound" in missing
-    assert "Traceback" not in stale + missing
+    (foreign.root / "reports" / "error.json").write_text("[")
+    damaged = foreign.splice("sync", "--wait", "60", check=False)
+    assert "not evaluated yet (its numbers are of another model/plane.npz" in stale
+    assert "not evaluated yet (assess:results of [tool.splice] failed: FileNotFound" in missing
+    assert "; all else is delivered to MLflow" in missing
+    assert "the results here are not delivered: assess:results" in damaged.stdout
+    assert damaged.returncode == 1
+    assert "everything is delivered" not in stale + missing + damaged.stdout
+    assert "Traceback" not in stale + missing + damaged.stdout
 
     _, run = foreign.runs()
     assert run.data.tags["dvc.model"] == md5(foreign.model)
@@ -201,6 +208,35 @@ def test_two_queued_experiments_make_two_runs_of_their_names_and_of_their_own_co
         assert run.data.metrics["error"] > 0
         (model,) = foreign.root.glob(f"mlartifacts/**/{foreign.store().model_id(run.info.run_id)}")
         assert f"{seed}000" in (model / "artifacts" / "served.py").read_text()
+
+
+def test_an_experiment_from_the_run_cache_leads_to_the_run_of_its_model_even_a_deleted_one(
+    foreign: Foreign,
+) -> None:
+    (run,) = foreign.runs()
+    seed = f"fit.seed={run.data.params['seed']}"
+    foreign.dvc("exp", "run", "--queue", "--name", "again", "-S", seed)
+    foreign.dvc("exp", "run", "--run-all")
+    assert run.info.run_id in foreign.splice("find", "again").stdout
+
+    foreign.store().client.delete_run(run.info.run_id)
+    lost = foreign.splice("find", "again", check=False).stdout
+    assert "`splice sync --again` makes one" in lost
+    foreign.splice("sync", "--again", "--wait", "60")
+    (restored,) = foreign.runs()
+    assert_tells_the_result(foreign, restored, "restored")
+    assert restored.info.run_id in foreign.splice("find", "again").stdout
+
+
+def test_a_metric_that_mlflow_would_refuse_gets_a_name_of_its_own() -> None:
+    names = ["recall/chien (petit)", "recall/chien [petit]", "recall/..", "a//b", "a/b", "é" * 300]
+    given = [metric_name(name) for name in names]
+    assert given[4] == "a/b"
+    assert len({*given}) == len(names)
+    for name in given:
+        _validate_metric_name(name)  # type: ignore[no-untyped-call]
+        assert len(name) <= MAX_ENTITY_KEY_LENGTH
+    assert given[0].startswith("recall/chien _petit_-")
 
 
 @pytest.mark.parametrize("path", sorted(SPLICE.rglob("*.py")), ids=lambda path: path.stem)

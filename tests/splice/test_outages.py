@@ -1,5 +1,6 @@
 """A tracking server that fails in any way at any moment costs the training nothing."""
 
+import re
 import subprocess
 import time
 from pathlib import Path
@@ -83,6 +84,8 @@ def test_an_outage_at_the_start_in_the_middle_and_at_the_end_loses_nothing(
         assert "not delivered to MLflow yet" in said
         status = project.splice("status").stdout
         assert "other records" in status
+        assert re.search(rf"waiting {proxy.uri}: .{{5,100}} \(since \d\d:\d\d:\d\d\)", status)
+        assert "HTTPConnectionPool" not in said + status
         refused = project.splice("sync", "--wait", "1", check=False)
         assert refused.returncode == 1
         assert "Traceback" not in refused.stdout

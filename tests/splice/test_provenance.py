@@ -75,7 +75,8 @@ def test_find_leads_from_a_file_a_hash_and_any_commit_to_the_run(finished: Proje
         assert "test/accuracy" in found
     done = finished.splice("find", "no-such-thing", check=False)
     assert done.returncode == 1
-    assert "no run of no-such-thing" in done.stdout
+    assert "no run of no-such-thing in sqlite:" in done.stdout
+    assert "it is no file, commit or experiment here" in done.stdout
 
 
 def test_a_dirty_tree_is_recorded_with_its_difference(finished: Project, tmp_path: Path) -> None:
