@@ -85,6 +85,9 @@ def say(name: str, message: str) -> None:
 
 
 def stop_if_orphaned() -> None:
-    """Give way when the `dvc` that started this stage is gone: its next one must not meet us."""
-    if os.getppid() != PARENT:
+    """Give way when the `dvc` that started this stage is gone: its next one must not meet us.
+
+    A shell that started it and is closed, as with `nohup`, is no reason.
+    """
+    if "DVC_STAGE" in os.environ and os.getppid() != PARENT:
         raise KeyboardInterrupt

@@ -23,7 +23,7 @@ from typing import IO, Any, NamedTuple, Self
 from splice.code import KEPT, keep
 from splice.config import Config
 from splice.errors import DataError, UserError
-from splice.files import digest, sync, written_whole
+from splice.files import digest, sync, unreadable, written_whole
 from splice.redact import redact
 
 Point = tuple[str, float, int]  # key, value, step
@@ -434,8 +434,12 @@ def _create(folder: Path, lines: Iterable[Mapping[str, Any]], files: Mapping[str
 
 def _copy(source: Path, target: Path) -> None:
     """Whole at every moment: a training handed over again meets a sender that reads."""
-    with written_whole(target) as aside:
-        shutil.copyfile(source, aside)
+    try:
+        original = source.open("rb")
+    except OSError as error:
+        raise unreadable(source, error) from error
+    with original, written_whole(target) as aside, aside.open("wb") as copy:
+        shutil.copyfileobj(original, copy)
 
 
 def _locked(path: Path) -> IO[str]:

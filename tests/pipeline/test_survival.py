@@ -191,6 +191,13 @@ def synced(entry: Path, file: Path) -> int:
     return known
 
 
+def test_a_training_goes_on_when_the_shell_that_started_it_is_closed(ready: Project) -> None:
+    ready.params({"checkpoint.every_steps": 1})
+    ready.run("sh", "-c", "nohup python src/train.py > said.txt 2>&1 &")
+    until(lambda: "trained in" in (ready.root / "said.txt").read_text() and ready.model.exists())
+    assert "interrupted" not in (ready.root / "said.txt").read_text()
+
+
 def test_two_repros_at_once_are_kept_apart_by_dvc(ready: Project, uninterrupted: str) -> None:
     with in_training(ready) as (dvc, _):
         second = ready.dvc("repro", check=False)

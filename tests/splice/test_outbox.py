@@ -8,14 +8,15 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 
 from splice import outbox
 from splice.config import Config
-from splice.errors import UserError
+from splice.errors import DataError, UserError
 from splice.outbox import FILES, JOURNAL, SENT, Training
+from splice.system_metrics import noted
 
 KEY, STORE = "0123456789abcdef0123", "store"
 OPENING: dict[str, Any] = {"experiment": "mnist", "name": "a", "tags": {}, "params": {}}
@@ -76,12 +77,12 @@ def test_a_model_handed_over_again_is_whole_at_every_moment(
     journal.model(model, "0" * 32, [], {}, {})
     there = journal.folder / FILES / "net.safetensors"
 
-    def fail_halfway(_source: Path, target: Path) -> None:
-        target.write_bytes(b"half")
+    def fail_halfway(_source: IO[bytes], target: IO[bytes]) -> None:
+        target.write(b"half")
         assert there.read_bytes() == model.read_bytes()
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(shutil, "copyfile", fail_halfway)
+    monkeypatch.setattr(shutil, "copyfileobj", fail_halfway)
     with pytest.raises(UserError, match="No space left"):
         journal.model(model, "0" * 32, [], {}, {})
     assert there.read_bytes() == model.read_bytes()
@@ -134,6 +135,29 @@ def test_files_are_copied_so_that_what_follows_can_not_change_them(tmp_path: Pat
     with Training(tmp_path / "box", KEY, OPENING, files) as training:
         source.write_text("two")
         assert (training.folder / FILES / "source/params.yaml").read_text() == "one"
+
+
+def test_a_file_that_is_missing_is_named_and_not_the_place_where_its_copy_would_go(
+    tmp_path: Path,
+) -> None:
+    source = tmp_path / "figure.png"
+    with pytest.raises(DataError, match=f"^cannot read {source}: No such file"):
+        outbox.put_evaluation(tmp_path / "box", KEY, {"model": "a"}, {"figure.png": source})
+    assert not outbox.entries(tmp_path / "box")
+
+
+def test_the_first_load_that_is_noted_is_a_measured_one(tmp_path: Path) -> None:
+    busy = threading.Event()
+    spin = threading.Thread(target=lambda: [None for _ in iter(busy.is_set, True)])
+    with Training(tmp_path / "box", KEY, OPENING, {}) as training:
+        spin.start()
+        with noted(training, seconds=0.3):
+            time.sleep(0.5)
+        busy.set()
+        spin.join()
+        (record, _) = list(outbox.records(training.folder))[1]
+    first = {key: value for key, value, _ in record["metrics"]}
+    assert first["system/cpu_utilization_percentage"] > 0
 
 
 def test_the_same_evaluation_that_still_waits_is_not_put_twice(tmp_path: Path) -> None:
