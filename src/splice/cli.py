@@ -186,6 +186,8 @@ def _find(arguments: argparse.Namespace, config: Config) -> None:
             f"{run.data.tags.get('origin', '')}"
             + (f"  {metric} {value:g}" if value is not None else "")
             + f"  commit {run.data.tags.get('git.commit', '')[:12]}"
+            + f"  Python {run.data.tags.get('env.python', 'unknown')}"
+            + f", packages {run.data.tags.get('env.packages', 'unknown')[:8]}"
         )
 
 

@@ -79,6 +79,7 @@ class Config:
         model: the output that is the model, from the root.
         test: the data on which versions are compared, from the root; '' for none.
         test_params: names of the parameters that change what an evaluation says.
+        packages: the file that locks the environment, from the root; its hash goes with each run.
         outbox: where entries wait, from the home.
         path: folders of the project's own code, from the root.
         export: `module:function` that writes an MLflow model folder from a model file.
@@ -95,6 +96,7 @@ class Config:
     model: StrictStr
     test: StrictStr = ""
     test_params: tuple[StrictStr, ...] = ()
+    packages: StrictStr = "requirements.lock"
     outbox: StrictStr = ".splice/outbox"
     path: tuple[StrictStr, ...] = ("src",)
     export: StrictStr = ""

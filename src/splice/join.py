@@ -17,6 +17,7 @@ from splice.outbox import Point, Training
 from splice.provenance import Commit
 
 NOTE = "mlflow.note.content"
+DIFF = "source/uncommitted.diff.txt"  # a name that MLflow's pages show the text of
 RULE, SETTINGS = "registry", "how"  # in the record of an evaluation
 CODE = "code"  # in those of a training and an evaluation
 FORBIDDEN, LONGEST_NAME = re.compile(r"[^/\w.\- :]"), 200  # in the names of MLflow's metrics
@@ -196,10 +197,15 @@ class Join:
         note = _Note(self.config, at, _files(records))
         opening = {
             "experiment": self.config.tracking.experiment,
-            "name": provenance.run_name(key),
+            "name": provenance.run_name(self.config.root, key),
             CODE: code.keep(self.config),
             "params": {**params},
-            "tags": {**self._tags(at, records), **(tags or {}), NOTE: note.text()},
+            "tags": {
+                **self._tags(at, records),
+                **provenance.environment(self.config.root / self.config.packages),
+                **(tags or {}),
+                NOTE: note.text(),
+            },
             "datasets": records,
         }
         with self._sources(at) as sources:
@@ -308,7 +314,7 @@ class Join:
         files[provenance.TEST] = (self.config.test, same["test"])
         note = provenance.how_to_get(self.config.root, at, files)
         return {
-            "name": provenance.run_name(same["model"]).replace("train-", "restored-"),
+            "name": f"restored-{same['model'][:8]}",
             "tags": {
                 **self._tags(at, records),
                 **trained.tags,
@@ -326,8 +332,8 @@ class Join:
         with TemporaryDirectory() as folder:
             found = {f"source/{PARAMS}": params} if params.exists() else {}
             if at.diff:
-                found["source/uncommitted.diff"] = Path(folder, "uncommitted.diff")
-                found["source/uncommitted.diff"].write_text(at.diff + "\n", encoding="utf-8")
+                found[DIFF] = Path(folder, "uncommitted.diff")
+                found[DIFF].write_text(at.diff + "\n", encoding="utf-8")
             yield found
 
 

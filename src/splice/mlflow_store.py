@@ -51,6 +51,8 @@ EVALUATION, EVALUATION_ENTRY = "dvc.evaluation", "outbox.evaluation"
 CONTENT, EARLIER = "dvc.evaluation.content", "dvc.evaluation.earlier"
 ORIGIN, PARENT, DUPLICATE = "origin", "mlflow.parentRunId", "duplicate_of"
 
+ENVIRONMENT = ("env.python", "env.platform", "env.packages")
+
 CHAMPION, CHALLENGER = "champion", "challenger"
 
 METRICS_A_CALL, PARAMS_A_CALL = 1000, 100
@@ -260,9 +262,10 @@ class Store:
         run = self.client.get_run(duplicate)
         self.tag(duplicate, {DUPLICATE: original})
         if run.data.tags.get(ORIGIN) == "trained":
-            commit = run.data.tags.get("git.commit", "unknown commit")
-            again = f"reproduced.{run.info.end_time}"
-            self.tag(original, {again: f"same bytes again, at {commit}"})
+            tags = run.data.tags
+            how = [tags[name] for name in ENVIRONMENT if name in tags]
+            said = f"same bytes again, at {tags.get('git.commit')}, with {', '.join(how)}"
+            self.tag(original, {f"reproduced.{run.info.end_time}": said})
         self.client.delete_run(duplicate)
 
     # Models.
