@@ -41,6 +41,7 @@ from mlflow.store.tracking import SEARCH_MAX_RESULTS_THRESHOLD
 from splice.config import Config, sqlite_uri
 from splice.errors import Rejected, Unreachable, UserError
 from splice.files import remove_abandoned, sync
+from splice.moved import ARTIFACTS, TAG, follow
 from splice.redact import redact
 
 # Tags: the names under which runs are found again.
@@ -102,9 +103,10 @@ class Store:
         found = self.client.get_experiment_by_name(name)
         if found is None:
             local = self.uri.startswith("sqlite")
-            location = (self.root / "mlartifacts").as_uri() if local else None
+            location = (self.root / ARTIFACTS).as_uri() if local else None
+            tags = {TAG: ARTIFACTS} if local else None
             try:
-                return str(self.client.create_experiment(name, location))
+                return str(self.client.create_experiment(name, location, tags))
             except MlflowException:
                 found = self.client.get_experiment_by_name(name)  # another was faster
                 if found is None:
@@ -357,6 +359,7 @@ def connect(config: Config) -> Store:
     try:
         if not os.environ.get("MLFLOW_TRACKING_URI"):
             _make_database(config.database, config.box.parent)
+        follow(config)
         store = Store(config.home, config.store)
         store.ping()
     except Exception as error:

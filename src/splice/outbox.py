@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, NamedTuple, Self
@@ -24,6 +25,7 @@ from splice.code import KEPT, keep
 from splice.config import Config
 from splice.errors import DataError, UserError
 from splice.files import digest, sync, write_json, written_whole
+from splice.moved import follow
 
 Point = tuple[str, float, int]  # key, value, step
 
@@ -231,9 +233,11 @@ def start_sender(config: Config) -> None:
     config.box.mkdir(parents=True, exist_ok=True)
     if is_locked(config.box / ".sender.lock"):
         doing = sender(config.box)
-        if doing is None or doing.environment == environment():
+        if doing is None or doing.environment == environment(config.home):
             return
         _stop(doing.pid, config.box)
+    with suppress(UserError):  # the sender says it
+        follow(config)
     source, code = str(Path(__file__).resolve().parents[1]), config.box / KEPT / keep(config)
     with (config.box / ".sender.log").open("ab") as log:
         subprocess.Popen(
@@ -358,9 +362,10 @@ def sent(folder: Path) -> dict[str, Any]:
         return {}
 
 
-def environment() -> str:
+def environment(home: Path) -> str:
     """A fingerprint of what decides where the sender delivers; reveals nothing of it."""
     deciding = {key: value for key, value in os.environ.items() if key.startswith(ENVIRONMENT)}
+    deciding["home"] = str(home)
     return digest(deciding)[:16]
 
 

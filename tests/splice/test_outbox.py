@@ -188,7 +188,7 @@ class Sender:
         self.process.stdout.readline()
 
     def say(self, what: str, detail: str = "") -> None:
-        pid, environment = self.process.pid, outbox.environment()
+        pid, environment = self.process.pid, outbox.environment(config(self.box).home)
         doing = outbox.Doing(pid, what, detail, time.time(), environment)
         aside = self.box / ".aside"
         aside.write_text(json.dumps(doing._asdict()))
