@@ -24,7 +24,7 @@ from typing import IO, Any, NamedTuple, Self
 from splice.code import KEPT, keep
 from splice.config import Config
 from splice.errors import DataError, UserError
-from splice.files import digest, sync, write_json, written_whole
+from splice.files import digest, is_same, remove_abandoned, sync, write_json, written_whole
 from splice.moved import follow
 
 Point = tuple[str, float, int]  # key, value, step
@@ -103,6 +103,7 @@ class Training:
         self._append({"close": {"status": status, "reason": reason, "end": now()}})
         self.sync()
         self._file.close()
+        Path(self._lock.name).unlink(missing_ok=True)
         self._lock.close()
 
     def sync(self) -> None:
@@ -414,7 +415,8 @@ def _named(outbox: Path, kind: str, identity: str) -> Path:
 
 
 def _create(folder: Path, lines: Iterable[Mapping[str, Any]], files: Mapping[str, Path]) -> None:
-    aside = folder.with_name(f".{folder.name}.{os.getpid()}")
+    aside = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    remove_abandoned(folder.parent)
     try:
         (aside / FILES).mkdir(parents=True)
         for name, source in files.items():
@@ -448,7 +450,10 @@ def _locked(path: Path) -> IO[str]:
     except BlockingIOError:
         print("splice: the same training runs already; waiting for it to end", file=sys.stderr)
         fcntl.flock(file, fcntl.LOCK_EX)
-    return file
+    if is_same(file, path):
+        return file
+    file.close()  # the other one removed it when it ended
+    return _locked(path)
 
 
 def _repair(journal: Path) -> dict[str, int]:
