@@ -328,9 +328,13 @@ class Store:
         """What a registered version answers to inputs."""
         import mlflow
 
-        mlflow.set_tracking_uri(self.uri)
-        with tempfile.TemporaryDirectory() as copy:  # a path that means the same when decoded
-            model = mlflow.pyfunc.load_model(version.source, dst_path=copy)
+        named = os.environ.get("MLFLOW_TRACKING_URI")
+        mlflow.set_tracking_uri(self.uri)  # sets that variable, by which a project finds its store
+        try:
+            with tempfile.TemporaryDirectory() as copy:  # a path that means the same when decoded
+                model = mlflow.pyfunc.load_model(version.source, dst_path=copy)
+        finally:
+            mlflow.set_tracking_uri(named)  # type: ignore[arg-type]  # None unsets it
         predict: Callable[[Any], Any] = model.predict
         return predict
 
