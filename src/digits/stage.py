@@ -56,9 +56,18 @@ def _join() -> "Join":
 def _with_cures(name: str, main: Callable[[], None]) -> None:
     try:
         main()
+    except UserError:
+        if runs_in_dvc() and _was_recorded(name):  # and has removed what it recorded
+            say(name, "the results of before are in DVC's cache: `dvc checkout` brings them back")
+        raise
     except MemoryError as error:
         lower = f" or lower {name}.batch_size" if name in ("train", "evaluate") else ""
         raise UserError(f"out of memory; close other programs{lower}, then run again") from error
+
+
+def _was_recorded(name: str) -> bool:
+    lock = Paths(ROOT).lock
+    return lock.exists() and f"\n  {name}:\n" in lock.read_text(encoding="utf-8")
 
 
 def _in_one_line(
@@ -82,6 +91,11 @@ def _in_one_line(
 def say(name: str, message: str) -> None:
     """One line of a stage for the person who watches."""
     print(f"{name}: {message}", file=sys.stderr, flush=True)
+
+
+def runs_in_dvc() -> bool:
+    """Whether DVC runs this stage, and will record its outputs."""
+    return "DVC_STAGE" in os.environ
 
 
 def stop_if_orphaned() -> None:

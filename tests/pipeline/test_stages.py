@@ -232,6 +232,23 @@ def test_every_stage_refuses_a_bad_parameter_before_it_works(
     assert f"{name} in " in refusal(mended, stage)
 
 
+def test_after_a_mistake_dvc_brings_back_the_results_that_it_removed(finished: Project) -> None:
+    before = everything(finished)
+    for name, value in (("train.epochs", "many"), ("download.dataset", "mnits")):
+        assert f"digits check: {name} in" in mistaken(finished, {name: value})
+        said = finished.dvc("repro", check=False).stdout
+        assert f"{name} in " in said
+        assert "the results of before are in DVC's cache: `dvc checkout` brings them back" in said
+        finished.git("checkout", "params.yaml")
+        finished.dvc("checkout")
+        assert everything(finished) == before
+
+
+def mistaken(project: Project, params: dict[str, object]) -> str:
+    project.params(params)
+    return project.digits("check", check=False).stdout
+
+
 @pytest.mark.parametrize(
     "mirror", ["ftp://reader:s3cret@127.0.0.1/mnist", "http://reader:s3cret@127.0.0.1:1", "none"]
 )
