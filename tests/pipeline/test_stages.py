@@ -10,6 +10,7 @@ import shutil
 import signal
 import struct
 import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -275,6 +276,25 @@ def test_a_python_without_the_packages_says_where_they_come_from(bare: Project, 
     (line,) = done.stdout.splitlines()
     assert line.startswith(f"{stage}: ")
     assert re.search("has no package [a-z]+; run `make setup`", line)
+
+
+def test_a_python_without_the_packages_makes_way_once_for_the_one_in_venv(
+    mended: Project,
+) -> None:
+    python = mended.root / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+
+    def repeated(options: str) -> subprocess.CompletedProcess[str]:
+        python.write_text(f'#!/bin/sh\necho started\nexec "{sys.executable}" {options} "$@"\n')
+        python.chmod(0o755)
+        return mended.run("python", "-S", "src/preprocess.py", check=False)
+
+    assert "preprocess: mnist-5k: train" in repeated("").stdout
+    lines = repeated("-S").stdout.splitlines()
+    assert lines[0] == "started"
+    assert "has no package" in lines[1] and "run `make setup`" in lines[1]
+    assert len(lines) == 2
+    shutil.rmtree(mended.root / ".venv")
 
 
 @pytest.mark.parametrize(("stage", "package"), [("preprocess", "numpy"), ("train", "torch")])
