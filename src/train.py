@@ -51,6 +51,7 @@ def main(params: Params, paths: Paths, state: State, join: Join) -> None:
 
     identity = _identity(params, hashes, machine, engine)
     saved = Checkpoint.of(state.checkpoints, digest(identity))
+    saved.forget_if_recorded(paths.lock)
     with join.training(
         identity,
         params=params.flat("download", "preprocess", "train"),
@@ -95,7 +96,10 @@ def main(params: Params, paths: Paths, state: State, join: Join) -> None:
             {"history/steps.csv": paths.steps, "history/epochs.csv": paths.epochs},
             {"warning": doubt} if doubt else {},
         )
-    saved.remove()
+    if stage.runs_in_dvc():
+        saved.finish(md5(paths.model))
+    else:
+        saved.remove()
 
 
 def _refuse_what_gives_no_training(params: Params, paths: Paths, splits: dict[str, Split]) -> None:
