@@ -38,9 +38,10 @@ setup: .venv/.done          ## make .venv from the lock
 	touch $@
 
 repro: setup                ## run what is not up to date, and deliver the results to MLflow
+	$(BIN)/python -m digits.cli check
 	$(BIN)/python -m splice.cli unlock
 	$(BIN)/python -m dvc repro
-	$(BIN)/python -m splice.cli sync
+	@$(BIN)/python -m splice.cli sync; status=$$?; $(BIN)/python -m digits.cli data; exit $$status
 
 original: setup             ## the original recipe as an experiment of its own
 	$(BIN)/python -m dvc exp run --temp --name original $(addprefix -S ,$(shell sed 's/\#.*//' recipes/original))

@@ -15,6 +15,7 @@ from splice.config import Config
 from splice.errors import DataError, Stale, UserError
 from splice.files import md5
 from splice.join import Evaluation, Join
+from splice.moved import ARTIFACTS, follow
 from splice.redact import redact
 
 if TYPE_CHECKING:
@@ -102,6 +103,7 @@ def _undelivered(entry: Path, store: str) -> str:
 def _sync(arguments: argparse.Namespace, config: Config) -> None:
     if not config.tracking.enabled:
         raise UserError("tracking.enabled in params.yaml is false; set it to true")
+    follow(config)
     box = config.box
     if arguments.again:
         outbox.retry_rejected(box, config.store_id)
@@ -228,12 +230,13 @@ def _ui(arguments: argparse.Namespace, config: Config) -> None:
     if not os.environ.get("MLFLOW_TRACKING_URI") and not config.database.exists():
         with _store(config):  # makes it whole; the server, killed early, would leave half of it
             pass
+    follow(config)
     command = ["mlflow", "server", "--workers", "1"]
     # Not on the command line, which would show its password; relative, as MLflow makes the folder
     # that an escaped path seems to name.
     store = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{config.database.name}"
     os.environ["MLFLOW_BACKEND_STORE_URI"] = store
-    command += ["--default-artifact-root", (config.home / "mlartifacts").as_uri()]
+    command += ["--default-artifact-root", (config.home / ARTIFACTS).as_uri()]
     command += ["--host", arguments.host, "--port", str(arguments.port)]
     print(f"http://{arguments.host}:{arguments.port} (Ctrl-C ends it)", flush=True)
     python = Path(sys.executable)

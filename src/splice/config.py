@@ -167,9 +167,15 @@ class Config:
     @property
     def store_id(self) -> str:
         """Which store that is; a new sqlite file at the old place is another one."""
-        uri = os.environ.get("MLFLOW_TRACKING_URI")
-        file = _sqlite_file(uri) if uri else self.database
-        return digest(_made(self.home / file) if file else uri)[:16]
+        file = self.store_file
+        return digest(self.store if file is None else _made(file))[:16]
+
+    @property
+    def store_file(self) -> Path | None:
+        """The store's file, if it is one of sqlite."""
+        kind, _, path = self.store.partition(":///")
+        name = unquote(path.partition("?")[0])
+        return self.home / name if kind.startswith("sqlite") and name else None
 
     def evaluated_with(self) -> dict[str, Any]:
         """The values of `test_params`.
@@ -216,12 +222,6 @@ class Config:
 def sqlite_uri(path: Path) -> str:
     """The address of an sqlite file, with what would end the path or be decoded in it escaped."""
     return "sqlite:///" + str(path).replace("%", "%25").replace("?", "%3F")
-
-
-def _sqlite_file(uri: str) -> str:
-    """The path in the address of an sqlite file; '' in any other."""
-    kind, _, path = uri.partition(":///")
-    return unquote(path.partition("?")[0]) if kind.startswith("sqlite") else ""
 
 
 def main_checkout(root: Path) -> Path:

@@ -114,12 +114,18 @@ class Run:
         if self._journal is not None:
             self._journal.sync()
 
-    def model(self, example: Any = None, files: Mapping[str, Path] | None = None) -> None:
+    def model(
+        self,
+        example: Any = None,
+        files: Mapping[str, Path] | None = None,
+        tags: Mapping[str, str] | None = None,
+    ) -> None:
         """Hand over the finished model, which lies where [tool.splice] says.
 
         Args:
             example: inputs that `export` is handed, as JSON has them.
             files: to be logged, by artifact path.
+            tags: by name, to be logged.
 
         Raises:
             DataError: the model isn't there.
@@ -129,7 +135,7 @@ class Run:
             return
         path = self._config.root / self._config.model
         hash_ = md5(path)
-        tags = {NOTE: self._note.with_model(hash_)}
+        tags = {**(tags or {}), NOTE: self._note.with_model(hash_)}
         self._journal.model(path, hash_, example, files or {}, tags)
 
 

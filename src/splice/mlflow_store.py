@@ -41,6 +41,7 @@ from mlflow.store.tracking import SEARCH_MAX_RESULTS_THRESHOLD
 from splice.config import Config, sqlite_uri
 from splice.errors import Rejected, Unreachable, UserError
 from splice.files import remove_abandoned, sync
+from splice.moved import ARTIFACTS, TAG, follow
 from splice.outbox import now
 from splice.redact import redact
 
@@ -111,9 +112,10 @@ class Store:
         found = self.client.get_experiment_by_name(name)
         if found is None:
             local = self.uri.startswith("sqlite")
-            location = (self.root / "mlartifacts").as_uri() if local else None
+            location = (self.root / ARTIFACTS).as_uri() if local else None
+            tags = {TAG: ARTIFACTS} if local else None
             try:
-                return str(self.client.create_experiment(name, location))
+                return str(self.client.create_experiment(name, location, tags))
             except MlflowException:
                 found = self.client.get_experiment_by_name(name)  # another was faster
                 if found is None:
@@ -377,9 +379,13 @@ class Store:
         """What a registered version answers to inputs."""
         import mlflow
 
-        mlflow.set_tracking_uri(self.uri)
-        with tempfile.TemporaryDirectory() as copy:  # a path that means the same when decoded
-            model = mlflow.pyfunc.load_model(version.source, dst_path=copy)
+        named = os.environ.get("MLFLOW_TRACKING_URI")
+        mlflow.set_tracking_uri(self.uri)  # sets that variable, by which a project finds its store
+        try:
+            with tempfile.TemporaryDirectory() as copy:  # a path that means the same when decoded
+                model = mlflow.pyfunc.load_model(version.source, dst_path=copy)
+        finally:
+            mlflow.set_tracking_uri(named)  # type: ignore[arg-type]  # None unsets it
         predict: Callable[[Any], Any] = model.predict
         return predict
 
@@ -422,6 +428,7 @@ def connect(config: Config) -> Store:
     try:
         if not os.environ.get("MLFLOW_TRACKING_URI"):
             _make_database(config.database, config.box.parent)
+        follow(config)
         store = Store(config.home, config.store)
         store.ping()
         store.id = config.store_id

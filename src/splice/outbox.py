@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, NamedTuple, Self
@@ -23,7 +24,8 @@ from typing import IO, Any, NamedTuple, Self
 from splice.code import KEPT, keep
 from splice.config import Config
 from splice.errors import DataError, UserError
-from splice.files import digest, sync, unreadable, written_whole
+from splice.files import digest, is_same, remove_abandoned, sync, unreadable, written_whole
+from splice.moved import follow
 from splice.redact import redact
 
 Point = tuple[str, float, int]  # key, value, step
@@ -102,6 +104,7 @@ class Training:
         self._append({"close": {"status": status, "reason": reason, "end": now()}})
         self.sync()
         self._file.close()
+        Path(self._lock.name).unlink(missing_ok=True)
         self._lock.close()
 
     def sync(self) -> None:
@@ -232,9 +235,11 @@ def start_sender(config: Config) -> None:
     config.box.mkdir(parents=True, exist_ok=True)
     if is_locked(config.box / ".sender.lock"):
         doing = sender(config.box)
-        if doing is None or doing.environment == environment():
+        if doing is None or doing.environment == environment(config.home):
             return
         _stop(doing.pid, config.box)
+    with suppress(UserError):  # the sender says it
+        follow(config)
     source, code = str(Path(__file__).resolve().parents[1]), config.box / KEPT / keep(config)
     with (config.box / ".sender.log").open("ab") as log:
         subprocess.Popen(
@@ -361,9 +366,10 @@ def sent(folder: Path, store: str) -> dict[str, Any]:
     return dict(document) if is_of_it else {}
 
 
-def environment() -> str:
+def environment(home: Path) -> str:
     """A fingerprint of what decides where the sender delivers; reveals nothing of it."""
     deciding = {key: value for key, value in os.environ.items() if key.startswith(ENVIRONMENT)}
+    deciding["home"] = str(home)
     return digest(deciding)[:16]
 
 
@@ -412,7 +418,8 @@ def _named(outbox: Path, kind: str, identity: str) -> Path:
 
 
 def _create(folder: Path, lines: Iterable[Mapping[str, Any]], files: Mapping[str, Path]) -> None:
-    aside = folder.with_name(f".{folder.name}.{os.getpid()}")
+    aside = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    remove_abandoned(folder.parent)
     try:
         (aside / FILES).mkdir(parents=True)
         for name, source in files.items():
@@ -450,7 +457,10 @@ def _locked(path: Path) -> IO[str]:
     except BlockingIOError:
         print("splice: the same training runs already; waiting for it to end", file=sys.stderr)
         fcntl.flock(file, fcntl.LOCK_EX)
-    return file
+    if is_same(file, path):
+        return file
+    file.close()  # the other one removed it when it ended
+    return _locked(path)
 
 
 def _repair(journal: Path) -> dict[str, int]:

@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
@@ -21,7 +21,7 @@ from splice import outbox
 from splice.code import KEPT, forget
 from splice.config import Config
 from splice.errors import DataError, Unreachable
-from splice.files import write_json
+from splice.files import is_same, write_json
 from splice.join import CODE
 from splice.redact import redact
 
@@ -38,9 +38,9 @@ class Status:
     """Says in `.sender.json` what the sender is doing, for those who wait for it."""
 
     folder: Path
+    environment: str
     what: str = ""
     detail: str = ""
-    environment: str = field(default_factory=outbox.environment)  # before mlflow adds its own
 
     def say(self, what: str, detail: str) -> None:
         """Write what is being done, since now; a state that lasts keeps its beginning."""
@@ -58,13 +58,13 @@ def main(config: Config) -> None:
         return
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     _give_way()
-    status = Status(config.box)
+    status = Status(config.box, outbox.environment(config.home))  # before mlflow adds its own
     status.say("starting", "")
     forget(config.box, {config.root.name, *_needed(config.box)})
     from splice.delivery import Restart  # takes seconds: after the lock
 
     try:
-        _deliver_until_idle(config, status)
+        _deliver_until_idle(config, status, lock)
     except Restart as needed:
         code = str(config.box / KEPT / str(needed))
         os.execve(sys.executable, [sys.executable, "-m", "splice.sender", code], ENVIRONMENT)  # noqa: S606
@@ -96,7 +96,7 @@ def _give_way() -> None:
         os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
 
 
-def _deliver_until_idle(config: Config, status: Status) -> None:
+def _deliver_until_idle(config: Config, status: Status, lock: IO[str]) -> None:
     from splice.delivery import Restart, deliver_all, warm_up
     from splice.mlflow_store import connect
 
@@ -104,7 +104,7 @@ def _deliver_until_idle(config: Config, status: Status) -> None:
     warming = threading.Thread(target=warm_up, args=(config,), daemon=True)
     failures, last_good, last_needed = 0, time.monotonic(), time.monotonic()
     where, since = redact(config.store), ""
-    while time.monotonic() - last_needed < IDLE_SECONDS:
+    while time.monotonic() - last_needed < IDLE_SECONDS and is_same(lock, Path(lock.name)):
         someone_writes = any(map(outbox.is_open, outbox.entries(folder)))
         had_work = bool(outbox.deliverable(folder, config.store_id))
         try:

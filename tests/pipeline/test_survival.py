@@ -15,10 +15,12 @@ from unittest.mock import patch
 
 import psutil
 import pytest
+import torch
 
 from conftest import Project
 from delivered import ONCE, delivered
 from digits.errors import DataError
+from digits.training import checkpoint
 from digits.training.checkpoint import KEPT, Checkpoint
 from journals import delivered_bytes
 from machine import WAIT_SECONDS, family, is_saved, started, until
@@ -128,6 +130,44 @@ def test_a_killed_training_resumes_to_the_same_bytes_in_the_same_run(
     assert delivered(ready) == ONCE
     assert not is_saved(ready)
     assert list(ready.root.glob("**/*.tmp")) == []
+
+
+def test_a_training_that_dvc_was_killed_before_recording_is_not_trained_again(
+    ready: Project, uninterrupted: str
+) -> None:
+    with started(ready, "dvc", "repro", "train") as dvc:
+        until(lambda: any(ready.root.glob(".digits/checkpoints/*.finished")))
+        os.killpg(dvc.pid, signal.SIGKILL)
+        dvc.wait(WAIT_SECONDS)
+    assert "  train:" not in (ready.root / "dvc.lock").read_text()
+    ready.splice("unlock")
+    output = finish(ready)
+    assert "train: going on after step" in output
+    assert "train: epoch" not in output
+    assert md5(ready.model) == uninterrupted
+    assert delivered(ready) == ONCE
+
+
+def test_the_code_of_a_training_is_files_of_this_project_wherever_one_stands(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    source = Path(checkpoint.__file__).parents[2]
+    monkeypatch.chdir(source)
+    assert all((source / name).is_file() for name in checkpoint.code())
+
+
+def test_a_finished_checkpoint_is_kept_until_dvc_has_recorded_its_model(tmp_path: Path) -> None:
+    lock = tmp_path / "dvc.lock"
+    for key in ("first", "second"):
+        saved = Checkpoint.of(tmp_path, key)
+        saved.write({"step": torch.tensor(3)}, [])
+        saved.finish(f"md5of{key}")
+        saved.forget_if_recorded(lock)
+        assert saved.read() is not None
+    assert len(list(tmp_path.iterdir())) == 1  # the first one's is gone
+    lock.write_text("md5: md5ofsecond")
+    saved.forget_if_recorded(lock)
+    assert saved.read() is None
 
 
 def test_a_stage_whose_dvc_was_killed_gives_way_to_the_next(

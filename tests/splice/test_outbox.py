@@ -102,10 +102,31 @@ def test_a_record_cut_by_a_kill_is_cut_off_and_written_again(tmp_path: Path) -> 
 
 
 def test_a_finished_training_run_again_is_another_entry(tmp_path: Path) -> None:
+    (tmp_path / ".entry-training-key.999999999.tmp").mkdir()  # of a process that was killed
     for _ in range(2):
         with Training(tmp_path, KEY, OPENING, {}) as training:
             training.close("FINISHED")
     assert len(outbox.entries(tmp_path)) == 2
+    assert sorted(tmp_path.iterdir()) == outbox.entries(tmp_path)  # no lock, nothing half
+
+
+def test_the_same_training_in_two_processes_is_one_after_the_other(tmp_path: Path) -> None:
+    order: list[str] = []
+
+    def second() -> None:
+        with Training(tmp_path, KEY, OPENING, {}) as training:
+            order.append("second")
+            assert outbox.is_open(training.folder)
+
+    with Training(tmp_path, KEY, OPENING, {}) as first:
+        waiting = threading.Thread(target=second)
+        waiting.start()
+        waiting.join(0.3)
+        order.append("first")
+        first.close("KILLED")  # which removes the lock that the other one waits for
+    waiting.join(10)
+    assert order == ["first", "second"]
+    assert len(outbox.entries(tmp_path)) == 1
 
 
 @pytest.mark.parametrize(
@@ -215,7 +236,7 @@ class Sender:
         self.process.stdout.readline()
 
     def say(self, what: str, detail: str = "") -> None:
-        pid, environment = self.process.pid, outbox.environment()
+        pid, environment = self.process.pid, outbox.environment(config(self.box).home)
         doing = outbox.Doing(pid, what, detail, time.time(), environment)
         aside = self.box / ".aside"
         aside.write_text(json.dumps(doing._asdict()))
