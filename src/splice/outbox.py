@@ -338,7 +338,7 @@ def note_delivered(outbox: Path, store: str, identity: str, content: str) -> Non
 
 def evaluations(outbox: Path) -> list[Path]:
     """The evaluations that wait, oldest first."""
-    return [folder for folder in entries(outbox) if "-evaluation-" in folder.name]
+    return [folder for folder in pending(outbox) if "-evaluation-" in folder.name]
 
 
 def unsent(folder: Path) -> int:
