@@ -26,8 +26,8 @@ class Foreign(Project):
     def model(self) -> Path:
         return self.root / "model" / "plane.npz"
 
-    def splice(self, *arguments: str, **how: Any) -> subprocess.CompletedProcess[str]:
-        return self.run("python", "-m", "splice.cli", *arguments, **how)
+    def _command(self, name: str, *arguments: str, **how: Any) -> subprocess.CompletedProcess[str]:
+        return self.python("-m", f"{name}.cli", *arguments, **how)
 
     def runs(self) -> list[Run]:
         store = self.store()
