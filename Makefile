@@ -16,8 +16,8 @@ EMPTY := : > $(MARK) && find .venv -mindepth 1 -maxdepth 1 ! -path $(MARK) -exec
 # An environment's files name the folder that it was made in: moved or copied, it is made anew.
 MADE_ELSEWHERE := $(shell [ "$$(cat $(MARK) 2>/dev/null)" = "$$(pwd -P)" ] || echo made-elsewhere)
 
-.PHONY: help setup repro original sync test check format lock ui bench kills outages fuzz clean
-.PHONY: made-elsewhere
+.PHONY: help setup repro original sync test check format lock ui bench kills outages races fuzz
+.PHONY: clean made-elsewhere
 
 help:                       ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 12
@@ -38,9 +38,10 @@ setup: .venv/.done          ## make .venv from the lock
 	touch $@
 
 repro: setup                ## run what is not up to date, and deliver the results to MLflow
+	$(BIN)/python -m digits.cli check
 	$(BIN)/python -m splice.cli unlock
 	$(BIN)/python -m dvc repro
-	$(BIN)/python -m splice.cli sync
+	@$(BIN)/python -m splice.cli sync; status=$$?; $(BIN)/python -m digits.cli data; exit $$status
 
 original: setup             ## the original recipe as an experiment of its own
 	$(BIN)/python -m dvc exp run --temp --name original $(addprefix -S ,$(shell sed 's/\#.*//' recipes/original))
@@ -75,6 +76,9 @@ kills: setup                ## harness: 100 kills over the whole pipeline
 
 outages: setup              ## harness: 50 outages of a tracking server
 	$(BIN)/python tests/harness/outages.py
+
+races: setup                ## harness: 50 rounds of 4 machines that deliver at once
+	$(BIN)/python tests/harness/races.py
 
 fuzz: setup                 ## harness: 10,000 mutated inputs to the parsers
 	$(BIN)/python tests/harness/mutations.py

@@ -12,7 +12,7 @@ from digits.data import catalog, description
 from digits.data.catalog import Torchvision
 from digits.data.description import Description
 from digits.data.download import Source, fetch, mirror
-from digits.errors import DownloadError, ParameterError
+from digits.errors import DownloadError
 from digits.params import Params
 from digits.paths import Paths, State
 from splice import Join
@@ -33,11 +33,7 @@ def main(params: Params, paths: Paths, state: State, _join: Join) -> None:
         DownloadError: no source has one of the files, and there is nothing to fall back on.
     """
     name = params.download.dataset
-    if name not in catalog.ALL:
-        raise ParameterError(
-            f"download.dataset in {paths.params} is {name!r}; "
-            f"allowed: one of {', '.join(catalog.ALL)}"
-        )
+    catalog.named(name, paths.params)
     try:
         _bring(name, paths, state)
     except DownloadError as error:

@@ -40,7 +40,12 @@ def main(params: Params, paths: Paths, _state: State, join: Join) -> None:
             f"{paths.model} gives NaN or infinite answers; delete it and run `dvc repro`"
         )
     metrics = report.write(
-        paths, test, output.cpu().double().numpy(), History.read(paths), params.evaluate
+        paths,
+        test,
+        output.cpu().double().numpy(),
+        History.read(paths),
+        params.evaluate,
+        join.identity(),
     )
     stage.say(
         "evaluate",

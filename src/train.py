@@ -9,6 +9,7 @@ import time
 from dataclasses import asdict
 from typing import Any
 
+import numpy as np
 import torch
 
 from digits.data import dataset
@@ -50,6 +51,7 @@ def main(params: Params, paths: Paths, state: State, join: Join) -> None:
 
     identity = _identity(params, hashes, machine, engine)
     saved = Checkpoint.of(state.checkpoints, digest(identity))
+    saved.forget_if_recorded(paths.lock)
     with join.training(
         identity,
         params=params.flat("download", "preprocess", "train"),
@@ -83,14 +85,21 @@ def main(params: Params, paths: Paths, state: State, join: Join) -> None:
                         saved.write(event.tensors, asdict(history))
                         stage.stop_if_orphaned()
         stage.say("train", f"trained in {time.perf_counter() - began:.2f} s")
+        doubt = _doubt(history, splits["validation"], recipe.keep)
+        if doubt:
+            stage.say("train", f"WARNING: {doubt}")
 
         weights.save(paths.model, net.state_dict(), _description(params, splits, hashes))
         history.write(paths)
         run.model(
             training.images[:2].tolist(),
             {"history/steps.csv": paths.steps, "history/epochs.csv": paths.epochs},
+            {"warning": doubt} if doubt else {},
         )
-    saved.remove()
+    if stage.runs_in_dvc():
+        saved.finish(md5(paths.model))
+    else:
+        saved.remove()
 
 
 def _refuse_what_gives_no_training(params: Params, paths: Paths, splits: dict[str, Split]) -> None:
@@ -154,6 +163,22 @@ def _tags(params: Params, machine: Machine, engine: Engine, training: Split) -> 
         "threads": str(machine.threads),
         "deterministic": str(params.train.deterministic).lower(),
     }
+
+
+def _doubt(history: History, validation: Split, keep: str) -> str:
+    """What speaks against a training that came to its end; empty if nothing does."""
+    reached = [value for key, value, _ in history.metrics() if key == "validation/accuracy"]
+    if not reached:
+        return ""
+    accuracy = max(reached) if keep == "best" else reached[-1]
+    commonest = np.bincount(validation.labels).max() / len(validation)
+    if accuracy > commonest or commonest == 1:
+        return ""
+    return (
+        f"validation accuracy {accuracy:.2%} is no better than always answering the commonest "
+        f"class ({commonest:.2%}); the training diverged or learned nothing: "
+        "try a lower train.learning_rate"
+    )
 
 
 def _resumed(saved: Checkpoint) -> tuple[History, dict[str, torch.Tensor] | None]:

@@ -7,12 +7,11 @@ import json
 import os
 import shutil
 import signal
-import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, closing, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
@@ -29,10 +28,13 @@ from splice.config import Config, sqlite_uri
 from splice.errors import UserError
 from splice.files import digest
 from splice.mlflow_store import Store
+from splice.moved import follow
 
 HERE = Path(__file__).resolve().parents[1]
 DROPPED = ("MLFLOW_", "_MLFLOW_", "DVC_", "AWS_", "GIT_", "PYTHON", "DATA_MIRROR", "VIRTUAL_ENV")
 TIMEOUT_SECONDS = 240.0
+
+pytest_plugins = ["foreign"]  # fixtures
 
 SMALL: Mapping[str, Any] = {
     "download.dataset": "mnist-5k",
@@ -93,6 +95,7 @@ class Project:
         """Have a sender that is sooner there than the one a stage would start."""
         env = self.env | {name: value for name, value in how.items() if name.isupper()}
         deciding = {key: value for key, value in env.items() if key.startswith(outbox.ENVIRONMENT)}
+        deciding["home"] = str(self.root.resolve())
         doing = outbox.sender(self.outbox)
         if doing is not None and doing.environment != digest(deciding)[:16]:
             self.stop_sender()  # splice ends those alone that it started
@@ -185,23 +188,8 @@ class Project:
     def copy(self, root: Path) -> Self:
         """Another checkout like this one, its store and all; this one's sender must not run."""
         shutil.copytree(self.root, root, symlinks=True)
-        database = root / "mlflow.db"
-        if database.exists():
-            _move_paths(database, str(self.root), str(root))
+        follow(Config.read(root))
         return replace(self, root=root, env=dict(self.env))
-
-
-def _move_paths(database: Path, old: str, new: str) -> None:
-    """Let a copied store name the folders of the copy."""
-    with closing(sqlite3.connect(database)) as connection, connection:
-        tables = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
-        for (table,) in tables.fetchall():
-            for column in connection.execute(f"PRAGMA table_info('{table}')").fetchall():
-                connection.execute(
-                    f'UPDATE "{table}" SET "{column[1]}" = replace("{column[1]}", ?, ?) '
-                    f'WHERE "{column[1]}" LIKE ?',
-                    (old, new, f"%{old}%"),
-                )
 
 
 def environment(home: Path) -> dict[str, str]:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 from mlflow.entities import Run
 
-from conftest import HERE, Project
+from conftest import HERE, Project, once
 
 INSTALLED = {"PYTHONPATH": str(HERE / "src")}
 
@@ -44,3 +47,36 @@ class Foreign(Project):
 
     def error(self) -> float:
         return float(json.loads((self.root / "reports/error.json").read_text())["error"])
+
+
+@pytest.fixture(scope="session")
+def finished_foreign(common: Path, clean_environment: dict[str, str]) -> Foreign:
+    """One in which everything ran twice and is delivered and committed; only to be copied."""
+    project = Foreign(common / "foreign", clean_environment | INSTALLED)
+    with once(project.root) as first:
+        if first:
+            _make(project)
+    return project
+
+
+def _make(project: Foreign) -> None:
+    caches = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(HERE / "tests/splice/foreign_project", project.root, ignore=caches)
+    project.git("init", "--quiet", "--initial-branch=main")
+    project.dvc("init", "--quiet")
+    project.commit("The project")
+    try:
+        project.dvc("repro")
+        assert "Running stage" not in project.dvc("repro").stdout
+        project.deliver()
+    finally:
+        project.stop_sender()
+    project.commit("Results")
+
+
+@pytest.fixture
+def foreign(finished_foreign: Foreign, copy_of: Callable[[Project], Project]) -> Foreign:
+    """A copy of it for this test alone."""
+    project = copy_of(finished_foreign)
+    assert isinstance(project, Foreign)
+    return project

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from conftest import Project
+from splice.files import write_json
 
 PIPELINE = """
 stages:
@@ -68,6 +69,9 @@ def light(
     project = bare_project.copy(folder / "project")
     project = Project(project.root, env)
     (project.root / "dvc.yaml").write_text(PIPELINE)
+    project.params({"download.dataset": "mnist"})
+    words = {"title": "", "source": "", "licence": "", "classes": ["0", "1"], "files": {}}
+    write_json(project.root / "data/raw/dataset.json", {"name": "mnist-5k", **words})
     (project.root / "requirements.lock").write_text(
         f"uv==1.0 \\\n    --hash=sha256:{digest}\n# the end\n"
     )
@@ -107,9 +111,19 @@ def test_setup_repro_test_and_clean_leave_the_neighbours_as_they_were(
         said = project.run("make", target).stdout
         assert contents(tmp_path, but=project.root) == neighbours, said
         assert (project.root / ".venv" / "bin" / "python").exists()
+        if target == "repro":
+            *_, last = said.splitlines()
+            assert last.startswith("digits data: all this is of mnist-5k, taken when mnist could")
     assert "1 passed" in said
     environment = (project.root / "where.txt").read_text()
     assert environment == f"{project.root / '.venv'}\n"  # the stage's python is the project's own
+
+    project.params({"train.epochs": "many"})
+    refused = project.run("make", "repro", check=False)
+    assert refused.returncode != 0
+    assert "digits check: train.epochs in " in refused.stdout
+    assert "dvc repro" not in refused.stdout
+    project.git("checkout", "params.yaml")
 
     project.run("make", "clean")
     assert contents(tmp_path, but=project.root) == neighbours

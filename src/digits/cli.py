@@ -1,4 +1,4 @@
-"""The command `digits`: uses the model."""
+"""The command `digits`: uses the model, and looks at what the pipeline starts from."""
 
 import argparse
 from pathlib import Path
@@ -20,6 +20,10 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument("pictures", nargs="+", type=Path, metavar="PICTURE")
     predict.add_argument("--model", type=Path, metavar="FILE", help="instead of models/'s")
     predict.set_defaults(run=_predict)
+    check = commands.add_parser("check", help="whether params.yaml says what it may")
+    check.set_defaults(run=_check)
+    data = commands.add_parser("data", help="of which data set the results are, if not as asked")
+    data.set_defaults(run=_data)
     return parser
 
 
@@ -29,6 +33,30 @@ def _predict(arguments: argparse.Namespace) -> None:
     model = arguments.model or Paths(ROOT).model
     for path, found in zip(arguments.pictures, predict(model, arguments.pictures), strict=True):
         print(f"{path}: {found.name} ({found.probability:.1%})")
+
+
+def _check(_arguments: argparse.Namespace) -> None:
+    from digits.data import catalog
+    from digits.params import load
+
+    path = Paths(ROOT).params
+    catalog.named(load(path).download.dataset, path)
+
+
+def _data(_arguments: argparse.Namespace) -> None:
+    from digits.data import description
+    from digits.params import load
+
+    paths = Paths(ROOT)
+    if not paths.raw.exists():
+        return
+    here, asked = description.read(paths.raw).name, load(paths.params).download.dataset
+    if here != asked:
+        print(
+            f"digits data: all this is of {here}, taken when {asked} could not be had; to switch, "
+            "with a network or DATA_MIRROR: `dvc repro --force --single-item download`, "
+            "then `make repro`"
+        )
 
 
 if __name__ == "__main__":

@@ -18,6 +18,11 @@ class Paths:
         return self.root / "params.yaml"
 
     @property
+    def lock(self) -> Path:
+        """What DVC has recorded."""
+        return self.root / "dvc.lock"
+
+    @property
     def raw(self) -> Path:
         """The data set's own files, and `dataset.json` which says what they are."""
         return self.root / "data" / "raw"

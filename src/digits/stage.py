@@ -20,13 +20,15 @@ if TYPE_CHECKING:
 
 PARENT = os.getppid()
 OUR_OWN = ("digits", "splice")
+RESTARTED = "DIGITS_RESTARTED"  # in the environment, so that it happens once
 
 
 def begin() -> None:
     """Do what comes before a stage's own imports, which take long.
 
-    Start what delivers to MLflow, so that it gets ready meanwhile; and should one of the packages
-    be missing, or somebody press Ctrl-C, say so in a line.
+    Start what delivers to MLflow, so that it gets ready meanwhile. Should this Python lack one of
+    the packages, the project's own in .venv takes over; if there is none, or if somebody presses
+    Ctrl-C, a line says so.
     """
     sys.excepthook = _in_one_line
     signal.signal(signal.SIGTERM, splice.errors.as_interrupt)
@@ -56,9 +58,18 @@ def _join() -> "Join":
 def _with_cures(name: str, main: Callable[[], None]) -> None:
     try:
         main()
+    except UserError:
+        if runs_in_dvc() and _was_recorded(name):  # and has removed what it recorded
+            say(name, "the results of before are in DVC's cache: `dvc checkout` brings them back")
+        raise
     except MemoryError as error:
         lower = f" or lower {name}.batch_size" if name in ("train", "evaluate") else ""
         raise UserError(f"out of memory; close other programs{lower}, then run again") from error
+
+
+def _was_recorded(name: str) -> bool:
+    lock = Paths(ROOT).lock
+    return lock.exists() and f"\n  {name}:\n" in lock.read_text(encoding="utf-8")
 
 
 def _in_one_line(
@@ -70,13 +81,22 @@ def _in_one_line(
             say(name, splice.errors.INTERRUPTED)
             os._exit(splice.errors.EXIT_INTERRUPTED)
         case ModuleNotFoundError(name=str(missing)) if not missing.startswith(OUR_OWN):
+            _restart_in_venv()
             say(
                 name,
                 f"{sys.executable} has no package {missing}; run `make setup`, "
-                "then `source .venv/bin/activate`, or call `make repro`",
+                "which makes a .venv that has",
             )
         case _:
             sys.__excepthook__(kind, error, trace)
+
+
+def _restart_in_venv() -> None:
+    """Begin anew with the Python of the main checkout's .venv, if there is one."""
+    python = Path(os.environ.get("DVC_ROOT") or ROOT, ".venv", "bin", "python")
+    if python.exists() and RESTARTED not in os.environ:
+        os.environ[RESTARTED] = "1"
+        os.execv(python, [str(python), *sys.argv])  # noqa: S606
 
 
 def say(name: str, message: str) -> None:
@@ -84,7 +104,15 @@ def say(name: str, message: str) -> None:
     print(f"{name}: {message}", file=sys.stderr, flush=True)
 
 
+def runs_in_dvc() -> bool:
+    """Whether DVC runs this stage, and will record its outputs."""
+    return "DVC_STAGE" in os.environ
+
+
 def stop_if_orphaned() -> None:
-    """Give way when the `dvc` that started this stage is gone: its next one must not meet us."""
-    if os.getppid() != PARENT:
+    """Give way when the `dvc` that started this stage is gone: its next one must not meet us.
+
+    A shell that started it and is closed, as with `nohup`, is no reason.
+    """
+    if "DVC_STAGE" in os.environ and os.getppid() != PARENT:
         raise KeyboardInterrupt

@@ -1,6 +1,10 @@
 """The join of DVC and MLflow by content hash, for any DVC project; see docs/splice.md."""
 
+import sys
 from typing import TYPE_CHECKING, Any
+
+if sys.platform == "win32":
+    sys.exit("Windows is not supported: use Linux, macOS or WSL (Windows Subsystem for Linux)")
 
 if TYPE_CHECKING:
     from splice.config import Config

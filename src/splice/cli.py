@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -11,9 +12,10 @@ from typing import TYPE_CHECKING
 
 from splice import errors, outbox, provenance, rwlock
 from splice.config import Config
-from splice.errors import DataError, UserError
+from splice.errors import DataError, Stale, UserError
 from splice.files import md5
 from splice.join import Evaluation, Join
+from splice.moved import ARTIFACTS, follow
 from splice.redact import redact
 
 if TYPE_CHECKING:
@@ -78,19 +80,20 @@ def _status(_arguments: argparse.Namespace, config: Config) -> None:
     print(f"store    {redact(config.store)}")
     doing = outbox.sender(box) if outbox.is_locked(box / ".sender.lock") else None
     print(f"sender   {'not running' if doing is None else f'{doing.what} {doing.detail}'.strip()}")
-    pending = outbox.pending(box)
+    store = config.store_id
+    pending = outbox.pending(box, store)
     interrupted = [e for e in outbox.entries(box) if "-training-" in e.name and e not in pending]
     print(f"pending  {len(pending)} of {len(outbox.entries(box))} entries")
     for entry in pending:
-        print(f"  {entry.name}: {_undelivered(entry)}")
+        print(f"  {entry.name}: {_undelivered(entry, store)}")
     for entry in interrupted:
         if not outbox.is_open(entry):
             print(f"  {entry.name}: delivered; `dvc repro` goes on with this training")
 
 
-def _undelivered(entry: Path) -> str:
-    known = outbox.sent(entry)
-    if reason := outbox.rejection(entry):
+def _undelivered(entry: Path, store: str) -> str:
+    known = outbox.sent(entry, store)
+    if reason := outbox.rejection(entry, store):
         return f"rejected by the store: {reason}"
     records = [record for record, _ in outbox.records(entry, known.get("offset", 0))]
     points = sum(len(record.get("metrics", ())) for record in records)
@@ -100,36 +103,55 @@ def _undelivered(entry: Path) -> str:
 def _sync(arguments: argparse.Namespace, config: Config) -> None:
     if not config.tracking.enabled:
         raise UserError("tracking.enabled in params.yaml is false; set it to true")
+    follow(config)
     box = config.box
     if arguments.again:
-        outbox.retry_rejected(box)
-    whole = _record_results(config, arguments.again)
-    count = len(outbox.pending(box))
+        outbox.retry_rejected(box, config.store_id)
+    damage, missing = "", ""
+    try:
+        missing = _record_results(config, arguments.again)
+    except DataError as error:
+        damage = f"the results here are not delivered: {error}"
+    count = len(outbox.pending(box, config.store_id))
     if count:
         outbox.start_sender(config)
         if reason := Join(config).wait(arguments.wait):
-            pending = outbox.pending(box)
-            rejected = len(list(filter(outbox.rejection, pending)))
-            raise UserError(f"{len(pending)} entries are pending ({rejected} rejected): {reason}")
-        print(f"delivered {count} {'entry' if count == 1 else 'entries'} to MLflow")
-    else:
-        print("everything is delivered to MLflow" if whole else "all else is delivered to MLflow")
+            store = config.store_id
+            pending = outbox.pending(box, store)
+            rejected = sum(bool(outbox.rejection(entry, store)) for entry in pending)
+            reason = f"{len(pending)} entries are pending ({rejected} rejected): {reason}"
+            raise UserError("; ".join(filter(None, (reason, damage))))
+    if damage:
+        raise UserError(damage)
+    done = f"delivered {count} {'entry' if count == 1 else 'entries'} to MLflow" if count else ""
+    everything = "all else" if missing else "everything"
+    print("; ".join(filter(None, (missing, done or f"{everything} is delivered to MLflow"))))
 
 
-def _record_results(config: Config, again: bool) -> bool:
-    """Record what lies in the project's files, whoever made it; give whether that could be done."""
+def _record_results(config: Config, again: bool) -> str:
+    """Record what lies in the project's files, whoever made it; give what there isn't yet.
+
+    Raises:
+        DataError: it is damaged.
+    """
     if not config.results:
-        return True
+        return ""
     if not (config.root / config.model).exists():
-        print("no finished result here: nothing of it to deliver; `dvc repro` makes one")
-        return True
+        named = provenance.hash_at(config.root, "HEAD", config.model)
+        if named is not None and named[1]:
+            return (
+                f"{config.model}, which the committed dvc.lock names, is not here: `dvc pull` "
+                "brings it if it was pushed, `dvc repro` makes it"
+            )
+        return "no finished result here: `dvc repro` makes one"
     try:
         if results := config.load("results"):
             Join(config).evaluation(_called(results, config), again)
     except DataError as error:
-        print(f"splice sync: the results here are not delivered: {error}", file=sys.stderr)
-        return False
-    return True
+        if isinstance(error, Stale) or isinstance(error.__cause__, FileNotFoundError):
+            return f"the model here is not evaluated yet ({error})"
+        raise
+    return ""
 
 
 def _called(results: Callable[[Path], Evaluation], config: Config) -> Evaluation:
@@ -145,13 +167,18 @@ def _find(arguments: argparse.Namespace, config: Config) -> None:
     what = arguments.what
     value = md5(Path(what)) if Path(what).is_file() else what
     values = [(tag, value) for tag in ("dvc.model", "git.commit", "dvc.experiment")]
-    if named := provenance.hash_at(config.root, what, config.model):
+    named = provenance.hash_at(config.root, what, config.model)
+    if named is not None:
         values += [("git.commit", named[0]), ("dvc.model", named[1])]
     with _store(config) as store:
         runs = [run for tag, value in values if value for run in store.tagged({tag: value})]
         found = {run.info.run_id: run for run in (*runs, *store.using(value))}
     if not found:
-        raise UserError(f"no run of {what} in {redact(config.store)}; `splice sync` may bring it")
+        if named is None and value == what:
+            cure = "it is no file, commit or experiment here; is it spelled right?"
+        else:
+            cure = "`splice sync --again` makes one of what lies in the project's files"
+        raise UserError(f"no run of {what} in {redact(config.store)}: {cure}")
     metric = config.registry.metric
     for run in found.values():
         when = time.strftime("%Y-%m-%d %H:%M", time.localtime(run.info.start_time / 1000))
@@ -161,6 +188,8 @@ def _find(arguments: argparse.Namespace, config: Config) -> None:
             f"{run.data.tags.get('origin', '')}"
             + (f"  {metric} {value:g}" if value is not None else "")
             + f"  commit {run.data.tags.get('git.commit', '')[:12]}"
+            + f"  Python {run.data.tags.get('env.python', 'unknown')}"
+            + f", packages {run.data.tags.get('env.packages', 'unknown')[:8]}"
         )
 
 
@@ -197,9 +226,11 @@ def _unlock(_arguments: argparse.Namespace, config: Config) -> None:
 
 
 def _ui(arguments: argparse.Namespace, config: Config) -> None:
+    _refuse_if_taken(arguments.host, arguments.port)
     if not os.environ.get("MLFLOW_TRACKING_URI") and not config.database.exists():
         with _store(config):  # makes it whole; the server, killed early, would leave half of it
             pass
+    follow(config)
     command = ["mlflow", "server", "--workers", "1"]
     # Not on the command line, which would show its password; relative, as MLflow makes the folder
     # that an escaped path seems to name.
@@ -207,7 +238,7 @@ def _ui(arguments: argparse.Namespace, config: Config) -> None:
     os.environ["MLFLOW_BACKEND_STORE_URI"] = store
     # Eight processes more and 1.2 GB, for jobs that nobody here gives it.
     os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
-    command += ["--default-artifact-root", (config.home / "mlartifacts").as_uri()]
+    command += ["--default-artifact-root", (config.home / ARTIFACTS).as_uri()]
     command += ["--host", arguments.host, "--port", str(arguments.port)]
     print(f"http://{arguments.host}:{arguments.port} (Ctrl-C ends it)", flush=True)
     python = Path(sys.executable)
@@ -215,16 +246,27 @@ def _ui(arguments: argparse.Namespace, config: Config) -> None:
     os.execv(python, [str(python), "-m", *command])  # noqa: S606
 
 
+def _refuse_if_taken(host: str, port: int) -> None:
+    try:
+        socket.create_server((host, port)).close()
+    except OSError as error:
+        raise UserError(
+            f"cannot listen on {host}:{port}: {error.strerror or error}; "
+            "choose another, as in `splice ui --port 5001`"
+        ) from error
+
+
 @contextmanager
 def _store(config: Config) -> Iterator["Store"]:
     from splice.errors import Unreachable
-    from splice.mlflow_store import FAILURES, connect
+    from splice.mlflow_store import FAILURES, as_failure, connect
 
     try:
         yield connect(config)
-    except (*FAILURES, Unreachable) as error:
-        reason = redact(" ".join(str(error).split()))
-        raise UserError(f"{redact(config.store)} doesn't do it: {reason:.300}") from error
+    except Unreachable as error:
+        raise UserError(f"{redact(config.store)}: {error}") from error
+    except FAILURES as error:
+        raise UserError(f"{redact(config.store)}: {as_failure(error)}") from error
 
 
 if __name__ == "__main__":

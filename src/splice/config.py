@@ -14,6 +14,7 @@ import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
+from urllib.parse import unquote
 
 from pydantic import Field, StrictBool, StrictFloat, StrictStr
 from pydantic.dataclasses import dataclass
@@ -78,6 +79,7 @@ class Config:
         model: the output that is the model, from the root.
         test: the data on which versions are compared, from the root; '' for none.
         test_params: names of the parameters that change what an evaluation says.
+        packages: the file that locks the environment, from the root; its hash goes with each run.
         outbox: where entries wait, from the home.
         path: folders of the project's own code, from the root.
         export: `module:function` that writes an MLflow model folder from a model file.
@@ -94,6 +96,7 @@ class Config:
     model: StrictStr
     test: StrictStr = ""
     test_params: tuple[StrictStr, ...] = ()
+    packages: StrictStr = "requirements.lock"
     outbox: StrictStr = ".splice/outbox"
     path: tuple[StrictStr, ...] = ("src",)
     export: StrictStr = ""
@@ -164,8 +167,15 @@ class Config:
     @property
     def store_id(self) -> str:
         """Which store that is; a new sqlite file at the old place is another one."""
-        uri = os.environ.get("MLFLOW_TRACKING_URI") or _made(self.database)
-        return digest(uri)[:16]
+        file = self.store_file
+        return digest(self.store if file is None else _made(file))[:16]
+
+    @property
+    def store_file(self) -> Path | None:
+        """The store's file, if it is one of sqlite."""
+        kind, _, path = self.store.partition(":///")
+        name = unquote(path.partition("?")[0])
+        return self.home / name if kind.startswith("sqlite") and name else None
 
     def evaluated_with(self) -> dict[str, Any]:
         """The values of `test_params`.

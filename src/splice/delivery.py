@@ -6,6 +6,7 @@ import shutil
 import tempfile
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +18,18 @@ from splice.files import sync, write_json
 from splice.join import CODE, RULE, SETTINGS
 from splice.mlflow_store import (
     CONTENT,
+    DUPLICATE,
     EARLIER,
     ENTRY,
     EVALUATION,
     EVALUATION_ENTRY,
+    FAILURES,
     KEY,
     METRICS_A_CALL,
     MODEL,
     ORIGIN,
     PARENT,
+    SINCE,
     Store,
     TimedPoint,
     as_failure,
@@ -36,11 +40,17 @@ from splice.registry import Comparison, promote
 
 _export_lock = threading.Lock()
 
+TIMES_ANEW = 2
+
 Say = Callable[[str, str], None]  # what is being done, detail
 
 
-class OtherCode(Exception):
-    """An entry's model is exported by another state of the code than this process has."""
+class Restart(Exception):
+    """The sender must start again, with the code that its argument names.
+
+    An entry's model is exported by another state of the code than this process has, or the store
+    is another file than the one that this process opened.
+    """
 
 
 def deliver_all(store: Store, config: Config, say: Say) -> None:
@@ -48,7 +58,7 @@ def deliver_all(store: Store, config: Config, say: Say) -> None:
 
     Raises:
         Unreachable: the first entry that can't be delivered now; those behind it wait too.
-        OtherCode: its argument names the code under which this must be called again.
+        Restart: this process can't deliver the next one.
     """
     for entry in outbox.entries(config.box):
         with contextlib.suppress(Rejected):
@@ -74,7 +84,7 @@ class Delivery:
 
     def __init__(self, store: Store, folder: Path, config: Config, say: Say) -> None:
         self.store, self.folder, self.config, self.say = store, folder, config, say
-        self.sent = {"offset": 0, **outbox.sent(folder)}
+        self.sent = {"store": store.id, "offset": 0, **outbox.sent(folder, store.id)}
 
     def deliver(self) -> None:
         """Deliver all that is written so far; delete the entry when nothing can follow.
@@ -82,16 +92,13 @@ class Delivery:
         Raises:
             Rejected: the store says no; noted in `sent.json` and not tried again.
             Unreachable: try again later.
-            OtherCode: try again with it.
+            Restart: try again in another process.
         """
         if self.sent.get("rejected"):
             return
-        open_before = outbox.is_open(self.folder)
         try:
-            self._deliver_records()
-            if not open_before and not self.sent.get("ended"):
-                self._abandoned()
-        except OtherCode:
+            self._deliver_to_the_end()
+        except Restart:
             raise
         except Exception as error:
             failure = as_failure(error)
@@ -102,8 +109,34 @@ class Delivery:
             (self.folder / JOURNAL).unlink(missing_ok=True)  # first: without it nothing is pending
             shutil.rmtree(self.folder)
 
+    def _deliver_to_the_end(self) -> None:
+        open_before = outbox.is_open(self.folder)
+        try:
+            self._deliver_records()
+            if not open_before and not self.sent.get("ended"):
+                self._abandoned()
+        except FAILURES as error:
+            if not (isinstance(as_failure(error), Rejected) and self._lost_its_run()):
+                raise
+            self._deliver_to_the_end()
+
+    def _lost_its_run(self) -> bool:
+        """Whether another client folded the run, or the store was put back to an earlier state.
+
+        Then all of the entry is delivered anew, which may meet the same again, but not for ever. An
+        evaluation looks for its run anew whatever was the matter.
+        """
+        if self.sent.get("anew", 0) == TIMES_ANEW:
+            return False
+        run = self.store.run(self.sent["run"]) if "run" in self.sent else None
+        if run is not None and DUPLICATE not in run.data.tags:
+            return False
+        self.sent = {"store": self.store.id, "offset": 0, "anew": self.sent.get("anew", 0) + 1}
+        self._remember()
+        return True
+
     def _deliver_records(self) -> None:
-        if not outbox.unsent(self.folder):
+        if not outbox.unsent(self.folder, self.store.id):
             return
         sync(self.folder / JOURNAL)  # what the server has seen must outlive a power cut
         points: list[TimedPoint] = []
@@ -163,9 +196,10 @@ class Delivery:
         self._remember(ended=False)
 
     def _model(self, model: dict[str, Any]) -> None:
-        if self._original(model["md5"]) is None:
+        if not self.store.results(model["md5"]):
             self._log_model(self.sent["run"], model["md5"], model["example"])
-        self.store.tag(self.sent["run"], {MODEL: model["md5"], **model["tags"]})
+        tags = {MODEL: model["md5"], SINCE: self.store.since(model["md5"]), **model["tags"]}
+        self.store.tag(self.sent["run"], tags)
         self.store.artifacts(self.sent["run"], self.folder / FILES, model["files"])
         self._remember(model=model["md5"])
 
@@ -175,20 +209,9 @@ class Delivery:
             if closing["reason"]:
                 self.store.tag(self.sent["run"], {"reason": closing["reason"]})
             self.store.end(self.sent["run"], closing["status"], closing["end"])
-            if finished:
-                self._fold_into_original(closing["end"])
+        if finished and "model" in self.sent:
+            self.store.fold(partial(self.store.results, self.sent["model"]))
         self._remember(ended=True, done=finished)
-
-    def _fold_into_original(self, moment: int) -> None:
-        original = self._original(self.sent["model"]) if "model" in self.sent else None
-        if original is not None:
-            self.store.fold(self.sent["run"], original, moment)
-
-    def _original(self, md5: str) -> str | None:
-        """An earlier run that gave the same model file."""
-        runs = self.store.runs_of_model(md5)
-        others = [run.info.run_id for run in runs if run.info.run_id != self.sent["run"]]
-        return str(others[0]) if others else None
 
     def _abandoned(self) -> None:
         """The process that wrote this entry is gone without a word."""
@@ -231,7 +254,7 @@ class Delivery:
                 f"delete {self.folder}, then run `splice sync`"
             )
         if code != self.config.root.name:
-            raise OtherCode(code)
+            raise Restart(code)
 
     # An evaluation.
 
@@ -248,12 +271,13 @@ class Delivery:
         if model_id is None and (self.config.export or run is None or begun):
             model_id = self._log_model(run_id, document["model"], document["example"])
         evaluated = self._run_for(run_id, document)
+        identity = document["identity"]
         if evaluated is not None:
             self._evaluate(evaluated, model_id, document)
+            self.store.fold(partial(self.store.evaluations, identity, document["model"]))
         if model_id is not None:
             self._register(model_id, run_id, document)
-        store, identity = self.config.store_id, document["identity"]
-        outbox.note_delivered(self.folder.parent, store, identity, document["content"])
+        outbox.note_delivered(self.folder.parent, self.store.id, identity, document["content"])
         self._remember(ended=True, done=True)
 
     def _register(self, model_id: str, run_id: str, document: dict[str, Any]) -> None:
@@ -268,7 +292,7 @@ class Delivery:
     def _restored(self, document: dict[str, Any]) -> str:
         """A run for a model that this store never saw trained: it says so."""
         tags = {**document["restored"]["tags"], MODEL: document["model"], ORIGIN: "restored"}
-        tags[ENTRY] = self.folder.name
+        tags |= {ENTRY: self.folder.name, SINCE: self.store.since(document["model"])}
         name = document["restored"]["name"]
         run_id = self.store.create_run(
             document["experiment"], name, tags, document["time"], unique=ENTRY
@@ -280,7 +304,7 @@ class Delivery:
         points = [(*point, moment) for point in document["restored"]["points"]]
         self.store.points(run_id, points)
         self.store.end(run_id, "FINISHED", document["time"])
-        return run_id
+        return self.store.fold(partial(self.store.results, document["model"])) or run_id
 
     def _run_for(self, run_id: str, document: dict[str, Any]) -> str | None:
         """The run that takes this evaluation: the model's own for its first one, else a child.
@@ -290,7 +314,7 @@ class Delivery:
         """
         identity, content = document["identity"], document["content"]
         mine = {EVALUATION: identity, EVALUATION_ENTRY: self.folder.name, CONTENT: content}
-        for same in self.store.tagged({EVALUATION: identity, MODEL: document["model"]})[:1]:
+        for same in self.store.evaluations(identity, document["model"])[:1]:
             if same.data.tags.get(EVALUATION_ENTRY) != self.folder.name:
                 if same.data.tags.get(CONTENT) == content:
                     return None

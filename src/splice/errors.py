@@ -21,6 +21,10 @@ class DataError(UserError):
     """A file is missing, damaged, or not what its name promises."""
 
 
+class Stale(DataError):
+    """Numbers were measured of something else than what lies here now."""
+
+
 class Rejected(Exception):
     """The store answers and says no: trying again as it is can't help."""
 

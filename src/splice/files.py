@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from splice.errors import DataError, UserError
 
@@ -65,6 +65,14 @@ def _is_alive(pid: int) -> bool:
     except OSError:
         return True
     return True
+
+
+def is_same(file: IO[str], path: Path) -> bool:
+    """Whether an open file is the one at a path: it may have been removed or moved meanwhile."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def sync(path: Path) -> None:

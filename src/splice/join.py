@@ -1,5 +1,7 @@
 """The public face: a training and an evaluation, written to the outbox under content hashes."""
 
+import posixpath
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -9,14 +11,16 @@ from typing import Any
 
 from splice import code, outbox, provenance
 from splice.config import PARAMS, Config
-from splice.errors import DataError, UserError
+from splice.errors import Stale, UserError
 from splice.files import digest, md5
 from splice.outbox import Point, Training
 from splice.provenance import Commit
 
 NOTE = "mlflow.note.content"
+DIFF = "source/uncommitted.diff.txt"  # a name that MLflow's pages show the text of
 RULE, SETTINGS = "registry", "how"  # in the record of an evaluation
 CODE = "code"  # in those of a training and an evaluation
+FORBIDDEN, LONGEST_NAME = re.compile(r"[^/\w.\- :]"), 200  # in the names of MLflow's metrics
 
 
 @dataclass(frozen=True)
@@ -103,19 +107,25 @@ class Run:
     def points(self, points: Iterable[Point]) -> None:
         """Log points of curves: key, value, step. One that was logged before is left out."""
         if self._journal is not None:
-            self._journal.points(points)
+            self._journal.points((metric_name(key), value, step) for key, value, step in points)
 
     def sync(self) -> None:
         """Make what was logged survive a power cut; call it before saving a checkpoint."""
         if self._journal is not None:
             self._journal.sync()
 
-    def model(self, example: Any = None, files: Mapping[str, Path] | None = None) -> None:
+    def model(
+        self,
+        example: Any = None,
+        files: Mapping[str, Path] | None = None,
+        tags: Mapping[str, str] | None = None,
+    ) -> None:
         """Hand over the finished model, which lies where [tool.splice] says.
 
         Args:
             example: inputs that `export` is handed, as JSON has them.
             files: to be logged, by artifact path.
+            tags: by name, to be logged.
 
         Raises:
             DataError: the model isn't there.
@@ -125,7 +135,7 @@ class Run:
             return
         path = self._config.root / self._config.model
         hash_ = md5(path)
-        tags = {NOTE: self._note.with_model(hash_)}
+        tags = {**(tags or {}), NOTE: self._note.with_model(hash_)}
         self._journal.model(path, hash_, example, files or {}, tags)
 
 
@@ -193,10 +203,15 @@ class Join:
         note = _Note(self.config, at, _files(records))
         opening = {
             "experiment": self.config.tracking.experiment,
-            "name": provenance.run_name(key),
+            "name": provenance.run_name(self.config.root, key),
             CODE: code.keep(self.config),
             "params": {**params},
-            "tags": {**self._tags(at, records), **(tags or {}), NOTE: note.text()},
+            "tags": {
+                **self._tags(at, records),
+                **provenance.environment(self.config.root / self.config.packages),
+                **(tags or {}),
+                NOTE: note.text(),
+            },
             "datasets": records,
         }
         with self._sources(at) as sources:
@@ -227,20 +242,22 @@ class Join:
             again: also if the store, as it is configured now, has this very one already.
 
         Raises:
-            DataError: the model or the test data isn't there, or it is `of` others.
+            Stale: it is `of` another model, test data or settings.
+            DataError: the model or the test data isn't there.
             UserError: the disk is full, or the outbox can't be written.
         """
         config, same = self.config, self.identity()
         if evaluation.of not in (None, same):
-            raise DataError(
-                f"they were measured of another {config.model}, {config.test} or test_params; "
+            raise Stale(
+                f"its numbers are of another {config.model}, {config.test} or test_params; "
                 "run `dvc repro`"
             )
         identity, content = digest(same), _content(evaluation)
+        box, store = config.box, config.store_id
         if not config.tracking.enabled or not (
             again
-            or outbox.evaluations(config.box)
-            or outbox.delivered(config.box, config.store_id).get(identity) != content
+            or {*outbox.evaluations(box)} & {*outbox.pending(box, store)}
+            or outbox.delivered(box, store).get(identity) != content
         ):
             return
         at = self._commit()
@@ -256,13 +273,14 @@ class Join:
             CODE: code.keep(config),
             "experiment": config.tracking.experiment,
             RULE: vars(config.registry),
-            "scores": {**evaluation.metrics},
+            "scores": {metric_name(name): value for name, value in evaluation.metrics.items()},
             "params": {**evaluation.params},
             "files": sorted(evaluation.files),
             "example": evaluation.example,
             "dataset": evaluation.data(config.test).record(same["test"]),
             "tags": {
                 **evaluation.tags,
+                **_full_names(evaluation.metrics),
                 f"dvc.data.{provenance.TEST}": same["test"],
                 "git.commit.evaluated": at.id,
             },
@@ -303,7 +321,7 @@ class Join:
         files[provenance.TEST] = (self.config.test, same["test"])
         note = provenance.how_to_get(self.config.root, at, files)
         return {
-            "name": provenance.run_name(same["model"]).replace("train-", "restored-"),
+            "name": f"restored-{same['model'][:8]}",
             "tags": {
                 **self._tags(at, records),
                 **trained.tags,
@@ -321,8 +339,8 @@ class Join:
         with TemporaryDirectory() as folder:
             found = {f"source/{PARAMS}": params} if params.exists() else {}
             if at.diff:
-                found["source/uncommitted.diff"] = Path(folder, "uncommitted.diff")
-                found["source/uncommitted.diff"].write_text(at.diff + "\n", encoding="utf-8")
+                found[DIFF] = Path(folder, "uncommitted.diff")
+                found[DIFF].write_text(at.diff + "\n", encoding="utf-8")
             yield found
 
 
@@ -335,6 +353,17 @@ def here() -> Join:
     join = Join(Config.find(Path.cwd()))
     join.wake()
     return join
+
+
+def metric_name(name: str) -> str:
+    """The name under which MLflow takes a metric: a class may be called `chien (petit)` or `..`."""
+    plain = posixpath.normpath(FORBIDDEN.sub("_", name)).strip("./")[:LONGEST_NAME]
+    return name if plain == name else f"{plain}-{digest(name)[:6]}"
+
+
+def _full_names(names: Iterable[str]) -> dict[str, str]:
+    """Tags that tell what is called otherwise in MLflow."""
+    return {f"metric.{metric_name(name)}": name for name in names if metric_name(name) != name}
 
 
 def _content(evaluation: Evaluation) -> str:

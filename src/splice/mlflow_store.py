@@ -11,7 +11,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 # Read by mlflow when it is imported: fail soon, the outbox does the retrying.
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
@@ -41,22 +41,29 @@ from mlflow.store.tracking import SEARCH_MAX_RESULTS_THRESHOLD
 from splice.config import Config, sqlite_uri
 from splice.errors import Rejected, Unreachable, UserError
 from splice.files import remove_abandoned, sync
+from splice.moved import ARTIFACTS, TAG, follow
+from splice.outbox import now
 from splice.redact import redact
 
 # Tags: the names under which runs are found again.
-MODEL, KEY, ENTRY = "dvc.model", "dvc.training", "outbox.entry"
+MODEL, SINCE = "dvc.model", "dvc.model.since"  # in ms since 1970
+KEY, ENTRY = "dvc.training", "outbox.entry"
 EVALUATION, EVALUATION_ENTRY = "dvc.evaluation", "outbox.evaluation"
 CONTENT, EARLIER = "dvc.evaluation.content", "dvc.evaluation.earlier"
 ORIGIN, PARENT, DUPLICATE = "origin", "mlflow.parentRunId", "duplicate_of"
+
+ENVIRONMENT = ("env.python", "env.platform", "env.packages")
 
 CHAMPION, CHALLENGER = "champion", "challenger"
 
 METRICS_A_CALL, PARAMS_A_CALL = 1000, 100
 CONNECTIONS_TRIED = 3
-LONGEST_TAG, LONGEST_PARAM = 5000, 6000
+LONGEST_TAG, LONGEST_PARAM, LONGEST_REASON = 5000, 6000, 300
 REJECTIONS = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_DOES_NOT_EXIST", "INVALID_STATE")
 
 FAILURES = (MlflowException, OSError)  # requests' exceptions are OSErrors
+
+Found = TypeVar("Found")
 
 TimedPoint = tuple[str, float, int, int]  # key, value, step, milliseconds
 
@@ -80,10 +87,13 @@ class Store:
     Args:
         root: of the main checkout, where a local store keeps its artifacts.
         uri: the store's address.
+
+    Attributes:
+        id: which store that is, once it was reached.
     """
 
     def __init__(self, root: Path, uri: str) -> None:
-        self.root, self.uri = root, uri
+        self.root, self.uri, self.id = root, uri, ""
         if not self.uri.startswith("http"):
             from mlflow.store.db import utils
 
@@ -102,9 +112,10 @@ class Store:
         found = self.client.get_experiment_by_name(name)
         if found is None:
             local = self.uri.startswith("sqlite")
-            location = (self.root / "mlartifacts").as_uri() if local else None
+            location = (self.root / ARTIFACTS).as_uri() if local else None
+            tags = {TAG: ARTIFACTS} if local else None
             try:
-                return str(self.client.create_experiment(name, location))
+                return str(self.client.create_experiment(name, location, tags))
             except MlflowException:
                 found = self.client.get_experiment_by_name(name)  # another was faster
                 if found is None:
@@ -131,14 +142,31 @@ class Store:
         )
         return list(found)
 
+    def run(self, run_id: str) -> Run | None:
+        """A run, deleted or not; None if the store doesn't know it."""
+        return _if_there(self.client.get_run, run_id)
+
     def run_of_model(self, md5: str) -> Run | None:
         """The run whose result is the model file with this content."""
-        runs = self.runs_of_model(md5)
-        return runs[0] if runs else None
+        runs = [run for run in self.tagged({MODEL: md5}) if PARENT not in run.data.tags]
+        return min(runs, key=_rank, default=None)
 
-    def runs_of_model(self, md5: str) -> list[Run]:
-        """All runs whose result is that file, oldest first; more than one only for a moment."""
-        return [run for run in self.tagged({MODEL: md5}) if PARENT not in run.data.tags]
+    def results(self, md5: str) -> list[Run]:
+        """The finished runs whose result is that file, by rank; more than one only for a moment."""
+        runs = [run for run in self.tagged({MODEL: md5}) if PARENT not in run.data.tags]
+        return sorted(filter(_is_finished, runs), key=_rank)
+
+    def since(self, md5: str) -> str:
+        """A time for SINCE: now, or where a clock is wrong, after those of the runs that are there.
+
+        So the run of a result that was found stays the run of it.
+        """
+        known = [_since(run) for run in self.tagged({MODEL: md5})]
+        return str(max([now(), *(since + 1 for since in known)]))
+
+    def evaluations(self, identity: str, md5: str) -> list[Run]:
+        """The runs that hold an evaluation of that file, by rank; as `results`."""
+        return sorted(self.tagged({EVALUATION: identity, MODEL: md5}), key=_rank)
 
     def create_run(
         self,
@@ -212,12 +240,34 @@ class Store:
         """Say how a run ended: FINISHED, FAILED or KILLED."""
         self.client.set_terminated(run_id, status, time)
 
-    def fold(self, duplicate: str, original: str, moment: int) -> None:
-        """Two runs gave the same bytes: the first stays, and says that it was reproduced."""
-        tags = self.client.get_run(duplicate).data.tags
+    def fold(self, same: Callable[[], list[Run]]) -> str:
+        """Leave one of the finished runs with the same result, the first by rank.
+
+        Every client decides alike, whichever runs it sees first: two that look at once delete the
+        same one. A training that is folded is named in the one that stays.
+
+        Args:
+            same: looks for the runs, and gives them by rank.
+
+        Returns:
+            The id of the run that stays; '' if there is none.
+        """
+        while len(found := [run.info.run_id for run in same() if _is_finished(run)]) > 1:
+            try:
+                self._fold(duplicate=found[-1], original=found[0])
+            except MlflowException:
+                if all(map(self.is_active, (found[-1], found[0]))):
+                    raise  # else another client was faster
+        return str(found[0]) if found else ""
+
+    def _fold(self, duplicate: str, original: str) -> None:
+        run = self.client.get_run(duplicate)
         self.tag(duplicate, {DUPLICATE: original})
-        commit = tags.get("git.commit", "unknown commit")
-        self.tag(original, {f"reproduced.{moment}": f"same bytes again, at {commit}"})
+        if run.data.tags.get(ORIGIN) == "trained":
+            tags = run.data.tags
+            how = [tags[name] for name in ENVIRONMENT if name in tags]
+            said = f"same bytes again, at {tags.get('git.commit')}, with {', '.join(how)}"
+            self.tag(original, {f"reproduced.{run.info.end_time}": said})
         self.client.delete_run(duplicate)
 
     # Models.
@@ -294,8 +344,8 @@ class Store:
     def version_of(self, name: str, md5: str) -> ModelVersion | None:
         """The registered version that is this model file."""
         condition = f"name = '{name}' and tags.`{MODEL}` = '{md5}'"
-        found = list(self.client.search_model_versions(condition))
-        return found[0] if found else None
+        found = self.client.search_model_versions(condition)
+        return min(found, key=lambda version: int(version.version), default=None)
 
     def register(self, name: str, md5: str, model_id: str, run_id: str) -> str:
         """Register a model as a new version, named challenger; once for each model file.
@@ -310,9 +360,12 @@ class Store:
             except MlflowException as error:
                 if error.error_code != "RESOURCE_ALREADY_EXISTS":
                     raise
-            version = self.client.create_model_version(
+            made = self.client.create_model_version(
                 name, f"models:/{model_id}", run_id, tags={MODEL: md5}, model_id=model_id
             )
+            version = self.version_of(name, md5) or made
+            if version.version != made.version:  # another client was faster
+                self.client.delete_model_version(name, made.version)
         challenger = self.alias(name, CHALLENGER)
         if challenger is None or int(challenger.version) < int(version.version):
             self.client.set_registered_model_alias(name, CHALLENGER, version.version)
@@ -326,9 +379,13 @@ class Store:
         """What a registered version answers to inputs."""
         import mlflow
 
-        mlflow.set_tracking_uri(self.uri)
-        with tempfile.TemporaryDirectory() as copy:  # a path that means the same when decoded
-            model = mlflow.pyfunc.load_model(version.source, dst_path=copy)
+        named = os.environ.get("MLFLOW_TRACKING_URI")
+        mlflow.set_tracking_uri(self.uri)  # sets that variable, by which a project finds its store
+        try:
+            with tempfile.TemporaryDirectory() as copy:  # a path that means the same when decoded
+                model = mlflow.pyfunc.load_model(version.source, dst_path=copy)
+        finally:
+            mlflow.set_tracking_uri(named)  # type: ignore[arg-type]  # None unsets it
         predict: Callable[[Any], Any] = model.predict
         return predict
 
@@ -337,11 +394,25 @@ class Store:
         return _if_there(self.client.get_model_version_by_alias, name, alias)
 
 
-def _if_there(
-    get: Callable[[str, str], ModelVersion], name: str, which: str
-) -> ModelVersion | None:
+def _rank(run: Run) -> tuple[bool, bool, int, str]:
+    """Of the runs with one result, the smallest stays: a client can't see it change.
+
+    A finished one, its model's own, whose model came first; its id decides where two came at once.
+    """
+    return not _is_finished(run), PARENT in run.data.tags, _since(run), run.info.run_id
+
+
+def _since(run: Run) -> int:
+    return int(run.data.tags.get(SINCE) or run.info.end_time or 0)
+
+
+def _is_finished(run: Run) -> bool:
+    return str(run.info.status) == "FINISHED"
+
+
+def _if_there(get: Callable[..., Found], *which: str) -> Found | None:
     try:
-        return get(name, which)
+        return get(*which)
     except MlflowException as error:
         if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             return None
@@ -357,8 +428,10 @@ def connect(config: Config) -> Store:
     try:
         if not os.environ.get("MLFLOW_TRACKING_URI"):
             _make_database(config.database, config.box.parent)
+        follow(config)
         store = Store(config.home, config.store)
         store.ping()
+        store.id = config.store_id
     except Exception as error:
         raise Unreachable(str(as_failure(error))) from error
     return store
@@ -394,11 +467,24 @@ def _move_if_first(source: Path, target: Path) -> None:
 
 
 def as_failure(error: Exception) -> Rejected | Unreachable:
-    """What an exception out of the store means, in one line without secrets."""
-    message = redact(" ".join(str(error).split()))[:500] or type(error).__name__
+    """What an exception out of the store means, in one short line without secrets."""
+    message = redact(_reason(error))[:LONGEST_REASON] or type(error).__name__
     code = getattr(error, "error_code", "")
     damaged = isinstance(error, UserError)  # a file of the entry: it stays so
     return Rejected(message) if damaged or code in REJECTIONS else Unreachable(message)
+
+
+def _reason(error: Exception) -> str:
+    """What the operating system or the server said, without what libraries wrap around it."""
+    said, cause = "", error.__cause__ or error.__context__
+    while cause is not None:
+        if isinstance(cause, OSError):
+            said = cause.strerror or str(cause)
+        cause = cause.__cause__ or cause.__context__
+    text = " ".join(str(error).split())
+    for noise in (". Response body", " [SQL:", " (Background on this error"):
+        text = text.partition(noise)[0]
+    return said.lower() or text
 
 
 def _schema(arrays: Mapping[str, tuple[str, Sequence[int]]]) -> dict[str, Any]:

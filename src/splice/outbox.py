@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, NamedTuple, Self
@@ -23,7 +24,9 @@ from typing import IO, Any, NamedTuple, Self
 from splice.code import KEPT, keep
 from splice.config import Config
 from splice.errors import DataError, UserError
-from splice.files import digest, sync, write_json, written_whole
+from splice.files import digest, is_same, remove_abandoned, sync, unreadable, written_whole
+from splice.moved import follow
+from splice.redact import redact
 
 Point = tuple[str, float, int]  # key, value, step
 
@@ -101,6 +104,7 @@ class Training:
         self._append({"close": {"status": status, "reason": reason, "end": now()}})
         self.sync()
         self._file.close()
+        Path(self._lock.name).unlink(missing_ok=True)
         self._lock.close()
 
     def sync(self) -> None:
@@ -231,9 +235,11 @@ def start_sender(config: Config) -> None:
     config.box.mkdir(parents=True, exist_ok=True)
     if is_locked(config.box / ".sender.lock"):
         doing = sender(config.box)
-        if doing is None or doing.environment == environment():
+        if doing is None or doing.environment == environment(config.home):
             return
         _stop(doing.pid, config.box)
+    with suppress(UserError):  # the sender says it
+        follow(config)
     source, code = str(Path(__file__).resolve().parents[1]), config.box / KEPT / keep(config)
     with (config.box / ".sender.log").open("ab") as log:
         subprocess.Popen(
@@ -269,12 +275,12 @@ def wait(config: Config, patience: float) -> str:
     Waits as long as the sender gets on. A server that fails or doesn't answer is given
     `patience` seconds.
     """
-    outbox = config.box
+    outbox, store = config.box, config.store_id
     moved = time.monotonic()
     restart = moved + RESTART_SECONDS[0]
     left: dict[str, int] = {}
     restarts, failure = 1, ""
-    while waiting := {folder.name: unsent(folder) for folder in deliverable(outbox)}:
+    while waiting := {folder.name: unsent(folder, store) for folder in deliverable(outbox, store)}:
         doing = sender(outbox) if is_locked(outbox / ".sender.lock") else None
         if waiting != left or (doing is not None and doing.what in ("starting", "preparing")):
             left, moved, failure = waiting, time.monotonic(), ""
@@ -289,39 +295,40 @@ def wait(config: Config, patience: float) -> str:
             failure = doing.detail if doing.what == "waiting" else failure
         stuck = time.monotonic() - moved
         if stuck > patience + (0 if failure else HANG_SECONDS):
-            return failure or f"no answer for {stuck:.0f} s"
+            return failure or f"{redact(config.store)}: no answer for {stuck:.0f} s"
         time.sleep(0.02)
-    return next(filter(None, map(rejection, entries(outbox))), "")
+        store = config.store_id  # which may not have been made before
+    return next(filter(None, (rejection(folder, store) for folder in entries(outbox))), "")
 
 
-def rejection(folder: Path) -> str:
-    """Why the store rejected an entry; empty if it didn't."""
-    return str(sent(folder).get("rejected", ""))
+# What the sender delivered, it remembers of one store, named by its `store_id`: another gets
+# everything from the beginning.
 
 
-def retry_rejected(outbox: Path) -> None:
-    """Have the rejected entries tried again."""
-    for folder in filter(rejection, entries(outbox)):
-        write_json(folder / SENT, {**sent(folder), "rejected": ""})
+def rejection(folder: Path, store: str) -> str:
+    """Why a store rejected an entry; empty if it didn't."""
+    return str(sent(folder, store).get("rejected", ""))
 
 
-def deliverable(outbox: Path) -> list[Path]:
-    """The pending entries that the store hasn't rejected."""
-    return [folder for folder in pending(outbox) if not rejection(folder)]
+def retry_rejected(outbox: Path, store: str) -> None:
+    """Have the rejected entries tried again, from their beginning."""
+    for folder in entries(outbox):
+        if rejection(folder, store):
+            (folder / SENT).unlink()
 
 
-def pending(outbox: Path) -> list[Path]:
-    """The entries that hold something undelivered."""
-    return [folder for folder in entries(outbox) if unsent(folder)]
+def deliverable(outbox: Path, store: str) -> list[Path]:
+    """The pending entries that a store hasn't rejected."""
+    return [folder for folder in pending(outbox, store) if not rejection(folder, store)]
+
+
+def pending(outbox: Path, store: str) -> list[Path]:
+    """The entries that hold something which a store doesn't have."""
+    return [folder for folder in entries(outbox) if unsent(folder, store)]
 
 
 def delivered(outbox: Path, store: str) -> dict[str, str]:
-    """What a store got last of each evaluation: hashes of its content by its identity.
-
-    Args:
-        outbox: the outbox.
-        store: its `store_id`.
-    """
+    """What a store got last of each evaluation: hashes of its content by its identity."""
     try:
         lines = (outbox / DELIVERED).read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -338,29 +345,31 @@ def note_delivered(outbox: Path, store: str, identity: str, content: str) -> Non
 
 def evaluations(outbox: Path) -> list[Path]:
     """The evaluations that wait, oldest first."""
-    return [folder for folder in pending(outbox) if "-evaluation-" in folder.name]
+    return [folder for folder in entries(outbox) if "-evaluation-" in folder.name]
 
 
-def unsent(folder: Path) -> int:
-    """How many bytes of an entry's journal are not delivered yet."""
+def unsent(folder: Path, store: str) -> int:
+    """How many bytes of an entry's journal a store doesn't have yet."""
     try:
-        return (folder / JOURNAL).stat().st_size - int(sent(folder).get("offset", 0))
+        return (folder / JOURNAL).stat().st_size - int(sent(folder, store).get("offset", 0))
     except FileNotFoundError:
         return 0
 
 
-def sent(folder: Path) -> dict[str, Any]:
-    """What the sender remembers of an entry."""
+def sent(folder: Path, store: str) -> dict[str, Any]:
+    """What the sender remembers of an entry and a store; {} if it last delivered to another."""
     try:
         document = json.loads((folder / SENT).read_text(encoding="utf-8"))
-        return document if isinstance(document, dict) else {}
     except (OSError, ValueError):
         return {}
+    is_of_it = isinstance(document, dict) and document.get("store") == store
+    return dict(document) if is_of_it else {}
 
 
-def environment() -> str:
+def environment(home: Path) -> str:
     """A fingerprint of what decides where the sender delivers; reveals nothing of it."""
     deciding = {key: value for key, value in os.environ.items() if key.startswith(ENVIRONMENT)}
+    deciding["home"] = str(home)
     return digest(deciding)[:16]
 
 
@@ -409,7 +418,8 @@ def _named(outbox: Path, kind: str, identity: str) -> Path:
 
 
 def _create(folder: Path, lines: Iterable[Mapping[str, Any]], files: Mapping[str, Path]) -> None:
-    aside = folder.with_name(f".{folder.name}.{os.getpid()}")
+    aside = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    remove_abandoned(folder.parent)
     try:
         (aside / FILES).mkdir(parents=True)
         for name, source in files.items():
@@ -431,8 +441,12 @@ def _create(folder: Path, lines: Iterable[Mapping[str, Any]], files: Mapping[str
 
 def _copy(source: Path, target: Path) -> None:
     """Whole at every moment: a training handed over again meets a sender that reads."""
-    with written_whole(target) as aside:
-        shutil.copyfile(source, aside)
+    try:
+        original = source.open("rb")
+    except OSError as error:
+        raise unreadable(source, error) from error
+    with original, written_whole(target) as aside, aside.open("wb") as copy:
+        shutil.copyfileobj(original, copy)
 
 
 def _locked(path: Path) -> IO[str]:
@@ -443,7 +457,10 @@ def _locked(path: Path) -> IO[str]:
     except BlockingIOError:
         print("splice: the same training runs already; waiting for it to end", file=sys.stderr)
         fcntl.flock(file, fcntl.LOCK_EX)
-    return file
+    if is_same(file, path):
+        return file
+    file.close()  # the other one removed it when it ended
+    return _locked(path)
 
 
 def _repair(journal: Path) -> dict[str, int]:

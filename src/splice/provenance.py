@@ -2,19 +2,26 @@
 
 import getpass
 import os
+import platform
 import re
 import shutil
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import yaml
+
+from splice.config import PARAMS
+from splice.errors import DataError
+from splice.files import md5
 from splice.redact import redact
 
 UNKNOWN = "unknown"
 TEST = "test"  # the data of evaluations, beside that of trainings
+LONGEST_NAME = 60
 LONGEST_DIFF = 10_000_000  # characters
 OUTPUTS = ("dvc.lock",)  # changes when the pipeline runs: no sign of a dirty tree
 
@@ -64,6 +71,21 @@ def _difference(root: Path, code: Sequence[str]) -> str:
     return f"{diff[:LONGEST_DIFF]}\n... cut off: {len(diff):,} characters in all"
 
 
+def environment(packages: Path) -> dict[str, str]:
+    """What the result was made with: tags that tell Python, platform and packages.
+
+    Args:
+        packages: the lock file that the environment was made from; it may be missing.
+    """
+    found = {
+        "env.python": platform.python_version(),
+        "env.platform": f"{platform.system()} {platform.machine()}",
+    }
+    with suppress(DataError):
+        found["env.packages"] = md5(packages)
+    return found
+
+
 def tags(root: Path, at: Commit) -> dict[str, str]:
     """The tags by which a run leads back to commit and experiment."""
     found = {
@@ -81,9 +103,37 @@ def tags(root: Path, at: Commit) -> dict[str, str]:
     return found
 
 
-def run_name(identity: str) -> str:
-    """The name `dvc exp show` uses, or one from the training's key."""
-    return os.environ.get("DVC_EXP_NAME") or f"train-{identity[:8]}"
+def run_name(root: Path, identity: str) -> str:
+    """The name `dvc exp show` uses; else what differs from the commit's parameters, if little does.
+
+    Args:
+        root: of the checkout.
+        identity: the training's key, for a name where nothing or too much differs.
+    """
+    if _in_experiment():
+        return os.environ["DVC_EXP_NAME"]
+    changed = " ".join(_changed_params(root))
+    return changed if 0 < len(changed) <= LONGEST_NAME else f"train-{identity[:8]}"
+
+
+def _changed_params(root: Path) -> list[str]:
+    try:
+        before = yaml.safe_load(_git(root, "show", f"HEAD:./{PARAMS}") or "")
+        after = yaml.safe_load((root / PARAMS).read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return []
+    known = dict(_leaves(before))
+    changed = [(key, value) for key, value in _leaves(after) if known.get(key, after) != value]
+    return [f"{key.rpartition('.')[2]}={value}" for key, value in changed] if known else []
+
+
+def _leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The values of a document, by names like train.epochs."""
+    for key, value in tree.items() if isinstance(tree, dict) else ():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def how_to_get(root: Path, at: Commit, paths: Mapping[str, tuple[str, str]]) -> str:
@@ -105,13 +155,15 @@ def how_to_get(root: Path, at: Commit, paths: Mapping[str, tuple[str, str]]) -> 
         for what, (path, md5) in paths.items()
     )
     experiment = f", experiment `{os.environ['DVC_EXP_NAME']}`" if _in_experiment() else ""
-    dirty = " and uncommitted changes (artifact `source/uncommitted.diff`)" if at.diff else ""
+    dirty = " and uncommitted changes (artifact `source/uncommitted.diff.txt`)" if at.diff else ""
     return f"Commit `{at.id}` on `{at.branch}`{experiment}{dirty}.\n\n{rows}"
 
 
 def hash_at(root: Path, revision: str, path: str) -> tuple[str, str] | None:
-    """The commit that a revision names, and the hash of a file in its dvc.lock or ''."""
-    identity = _git(root, "rev-parse", "--verify", "--quiet", f"{revision}^{{commit}}")
+    """The commit that a revision or DVC experiment names; a file's hash in its dvc.lock, or ''."""
+    experiment = _git(root, "for-each-ref", "--format=%(refname)", f"refs/exps/*/*/{revision}")
+    named = (experiment or revision).splitlines()[0]
+    identity = _git(root, "rev-parse", "--verify", "--quiet", f"{named}^{{commit}}")
     if not identity:
         return None
     lock = _git(root, "show", f"{identity}:dvc.lock") or ""

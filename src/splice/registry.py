@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ from splice import outbox
 from splice.config import Config, Registry
 from splice.errors import UserError
 from splice.files import digest, md5
-from splice.join import Evaluation, evaluation_identity
+from splice.join import Evaluation, evaluation_identity, metric_name
 from splice.mlflow_store import CHALLENGER, CHAMPION, EVALUATION, MODEL, ORIGIN, PARENT, Store
 from splice.provenance import TEST
 
@@ -179,8 +179,10 @@ def _measured(store: Store, version: Any, by: Comparison) -> dict[str, float]:
             "[tool.splice] in pyproject.toml names no function that does; name one"
         )
     evaluation = measure(store.loaded(version), by.test, by.settings)
+    values = {metric_name(name): value for name, value in evaluation.metrics.items()}
+    evaluation = replace(evaluation, metrics=values)
     _record(store, version, identity, evaluation, evaluation.data(by.config.test).record(test))
-    return dict(evaluation.metrics)
+    return values
 
 
 def _record(

@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
@@ -21,8 +21,9 @@ from splice import outbox
 from splice.code import KEPT, forget
 from splice.config import Config
 from splice.errors import DataError, Unreachable
-from splice.files import write_json
+from splice.files import is_same, write_json
 from splice.join import CODE
+from splice.redact import redact
 
 ENVIRONMENT = dict(os.environ)  # before mlflow adds its own
 LOCK_TRIES = 5
@@ -37,9 +38,9 @@ class Status:
     """Says in `.sender.json` what the sender is doing, for those who wait for it."""
 
     folder: Path
+    environment: str
     what: str = ""
     detail: str = ""
-    environment: str = field(default_factory=outbox.environment)  # before mlflow adds its own
 
     def say(self, what: str, detail: str) -> None:
         """Write what is being done, since now; a state that lasts keeps its beginning."""
@@ -57,15 +58,15 @@ def main(config: Config) -> None:
         return
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     _give_way()
-    status = Status(config.box)
+    status = Status(config.box, outbox.environment(config.home))  # before mlflow adds its own
     status.say("starting", "")
     forget(config.box, {config.root.name, *_needed(config.box)})
-    from splice.delivery import OtherCode  # takes seconds: after the lock
+    from splice.delivery import Restart  # takes seconds: after the lock
 
     try:
-        _deliver_until_idle(config, status)
-    except OtherCode as other:
-        code = str(config.box / KEPT / str(other))
+        _deliver_until_idle(config, status, lock)
+    except Restart as needed:
+        code = str(config.box / KEPT / str(needed))
         os.execve(sys.executable, [sys.executable, "-m", "splice.sender", code], ENVIRONMENT)  # noqa: S606
 
 
@@ -95,26 +96,30 @@ def _give_way() -> None:
         os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
 
 
-def _deliver_until_idle(config: Config, status: Status) -> None:
-    from splice.delivery import deliver_all, warm_up
+def _deliver_until_idle(config: Config, status: Status, lock: IO[str]) -> None:
+    from splice.delivery import Restart, deliver_all, warm_up
     from splice.mlflow_store import connect
 
     folder, store = config.box, None
     warming = threading.Thread(target=warm_up, args=(config,), daemon=True)
     failures, last_good, last_needed = 0, time.monotonic(), time.monotonic()
-    while time.monotonic() - last_needed < IDLE_SECONDS:
+    where, since = redact(config.store), ""
+    while time.monotonic() - last_needed < IDLE_SECONDS and is_same(lock, Path(lock.name)):
         someone_writes = any(map(outbox.is_open, outbox.entries(folder)))
-        had_work = bool(outbox.deliverable(folder))
+        had_work = bool(outbox.deliverable(folder, config.store_id))
         try:
             if store is None:
                 status.say("connecting", "")
                 store = connect(config)
+            if store.id != config.store_id:  # its file was replaced, to which mlflow holds on
+                raise Restart(config.root.name)
             deliver_all(store, config, status.say)
             failures, last_good = 0, time.monotonic()
             status.say("idle", "")
         except Unreachable as error:
+            since = since if failures else time.strftime("%H:%M:%S")
             failures += 1
-            status.say("waiting", str(error))
+            status.say("waiting", f"{where}: {error} (since {since})")
         in_outage = failures and time.monotonic() - last_good < OUTAGE_SECONDS
         if someone_writes or in_outage or (had_work and not failures):
             last_needed = time.monotonic()

@@ -17,9 +17,9 @@ MEGABYTE = 1e6
 def noted(journal: Training, seconds: float = SECONDS) -> Iterator[None]:
     """Note the load in a journal every few seconds."""
     stop = threading.Event()
-    psutil.cpu_percent()  # the first call only starts the measurement
 
     def watch() -> None:
+        psutil.cpu_percent()  # a thread's first call only starts its measurement
         while not stop.wait(seconds):
             journal.points(load(journal.next_step("system/cpu_utilization_percentage")))
 

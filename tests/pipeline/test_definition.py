@@ -114,6 +114,14 @@ def test_a_stage_imports_nothing_slow_that_it_does_not_need(name: str) -> None:
     assert set(json.loads(done.stdout)) == WHEN_IMPORTED[name]
 
 
+def test_windows_is_refused_in_one_line() -> None:
+    code = "import runpy, sys; sys.platform = 'win32'; runpy.run_path('src/train.py', {}, 'train')"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.startswith("Windows is not supported: use Linux, macOS or WSL")
+    assert done.stderr.count("\n") == 1
+
+
 def test_the_training_room_and_its_gpu_benchmark_need_torch_alone() -> None:
     code = (
         "import json, sys, torch\n"

@@ -123,6 +123,10 @@ def test_the_pages_listen_on_this_machine_alone_and_hide_the_store_from_the_proc
         assert listening(process.pid)[port] == {"127.0.0.1"}
         shown = [" ".join(one.cmdline()) for one in family(process.pid)]
         assert not [line for line in shown if SECRET in line]
+        second = bare.splice("ui", "--port", str(port), check=False, timeout=10)
+        assert second.returncode == 1
+        assert f"cannot listen on 127.0.0.1:{port}: Address already in use" in second.stdout
+        assert "http://" not in second.stdout
 
 
 def listening(pid: int) -> dict[int, set[str]]:

@@ -10,6 +10,7 @@ import shutil
 import signal
 import struct
 import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -232,6 +233,23 @@ def test_every_stage_refuses_a_bad_parameter_before_it_works(
     assert f"{name} in " in refusal(mended, stage)
 
 
+def test_after_a_mistake_dvc_brings_back_the_results_that_it_removed(finished: Project) -> None:
+    before = everything(finished)
+    for name, value in (("train.epochs", "many"), ("download.dataset", "mnits")):
+        assert f"digits check: {name} in" in mistaken(finished, {name: value})
+        said = finished.dvc("repro", check=False).stdout
+        assert f"{name} in " in said
+        assert "the results of before are in DVC's cache: `dvc checkout` brings them back" in said
+        finished.git("checkout", "params.yaml")
+        finished.dvc("checkout")
+        assert everything(finished) == before
+
+
+def mistaken(project: Project, params: dict[str, object]) -> str:
+    project.params(params)
+    return project.digits("check", check=False).stdout
+
+
 @pytest.mark.parametrize(
     "mirror", ["ftp://reader:s3cret@127.0.0.1/mnist", "http://reader:s3cret@127.0.0.1:1", "none"]
 )
@@ -258,6 +276,25 @@ def test_a_python_without_the_packages_says_where_they_come_from(bare: Project, 
     (line,) = done.stdout.splitlines()
     assert line.startswith(f"{stage}: ")
     assert re.search("has no package [a-z]+; run `make setup`", line)
+
+
+def test_a_python_without_the_packages_makes_way_once_for_the_one_in_venv(
+    mended: Project,
+) -> None:
+    python = mended.root / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+
+    def repeated(options: str) -> subprocess.CompletedProcess[str]:
+        python.write_text(f'#!/bin/sh\necho started\nexec "{sys.executable}" {options} "$@"\n')
+        python.chmod(0o755)
+        return mended.run("python", "-S", "src/preprocess.py", check=False)
+
+    assert "preprocess: mnist-5k: train" in repeated("").stdout
+    lines = repeated("-S").stdout.splitlines()
+    assert lines[0] == "started"
+    assert "has no package" in lines[1] and "run `make setup`" in lines[1]
+    assert len(lines) == 2
+    shutil.rmtree(mended.root / ".venv")
 
 
 @pytest.mark.parametrize(("stage", "package"), [("preprocess", "numpy"), ("train", "torch")])

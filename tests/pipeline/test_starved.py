@@ -28,8 +28,9 @@ from digits.training import loop
 from digits.training.checkpoint import Checkpoint
 from digits.training.device import is_out_of_memory
 from machine import small_disk
-from splice import Config, Join
+from splice import Config, Join, outbox
 from splice.files import md5
+from trainings import some
 
 CLASSES = tuple("0123456789")
 
@@ -149,6 +150,32 @@ def test_divergence_keeps_the_last_good_checkpoint(
         assert all(bool(torch.isfinite(value).all()) for value in weights)
     assert saved
     assert len(list(state(paths).checkpoints.glob("*.safetensors"))) == 1
+
+
+def test_a_training_that_learned_nothing_says_so_and_so_does_its_run(
+    params: Params, paths: Paths, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, seed in (("train", 0), ("validation", 1)):
+        images, labels = some(200, seed=seed)
+        facts = PixelFacts("mnist-5k", CLASSES, 0.13, 0.31)
+        dataset.write(
+            paths.split(name), Split(images.numpy(), labels.numpy().astype(np.uint8), facts)
+        )
+
+    def warned(rate: float) -> str:
+        recipe = replace(params, train=replace(params.train, learning_rate=rate))
+        work = join(paths, f"rate-{rate}")
+        train.main(recipe, paths, state(paths, f"rate-{rate}"), work)
+        (entry,) = outbox.entries(work.config.box)
+        (model,) = [record["model"] for record, _ in outbox.records(entry) if "model" in record]
+        tag: str = model["tags"].get("warning", "")
+        assert (f"train: WARNING: {tag}\n" in capsys.readouterr().err) == bool(tag)
+        return tag
+
+    assert not warned(0.008)
+    tag = warned(50.0)
+    assert "is no better than always answering the commonest class" in tag
+    assert tag.endswith("try a lower train.learning_rate")
 
 
 CPU = "[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: 12 GB"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
@@ -10,24 +9,29 @@ import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import psutil
 import pytest
+import torch
 
 from conftest import Project, once
 from delivered import ONCE, delivered
 from digits.errors import DataError
+from digits.training import checkpoint
 from digits.training.checkpoint import KEPT, Checkpoint
+from journals import delivered_bytes
 from machine import WAIT_SECONDS, family, is_saved, started, training, until
 from splice import outbox, provenance
 from splice.config import Config
-from splice.delivery import Delivery
 from splice.errors import Rejected
 from splice.files import md5
-from splice.mlflow_store import ENTRY, MODEL, Store, as_failure
+from splice.mlflow_store import ENTRY, MODEL, SINCE, Store, as_failure
 
+HOUR_NS = 3_600_000_000_000
 LONGER = {"train.epochs": 8, "train.threads": 2, "checkpoint.every_steps": 5}
 
 
@@ -137,6 +141,44 @@ def test_a_killed_training_resumes_to_the_same_bytes_in_the_same_run(
     assert list(ready.root.glob("**/*.tmp")) == []
 
 
+def test_a_training_that_dvc_was_killed_before_recording_is_not_trained_again(
+    ready: Project, uninterrupted: str
+) -> None:
+    with started(ready, "dvc", "repro", "train") as dvc:
+        until(lambda: any(ready.root.glob(".digits/checkpoints/*.finished")))
+        os.killpg(dvc.pid, signal.SIGKILL)
+        dvc.wait(WAIT_SECONDS)
+    assert "  train:" not in (ready.root / "dvc.lock").read_text()
+    ready.splice("unlock")
+    output = finish(ready)
+    assert "train: going on after step" in output
+    assert "train: epoch" not in output
+    assert md5(ready.model) == uninterrupted
+    assert delivered(ready) == ONCE
+
+
+def test_the_code_of_a_training_is_files_of_this_project_wherever_one_stands(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    source = Path(checkpoint.__file__).parents[2]
+    monkeypatch.chdir(source)
+    assert all((source / name).is_file() for name in checkpoint.code())
+
+
+def test_a_finished_checkpoint_is_kept_until_dvc_has_recorded_its_model(tmp_path: Path) -> None:
+    lock = tmp_path / "dvc.lock"
+    for key in ("first", "second"):
+        saved = Checkpoint.of(tmp_path, key)
+        saved.write({"step": torch.tensor(3)}, [])
+        saved.finish(f"md5of{key}")
+        saved.forget_if_recorded(lock)
+        assert saved.read() is not None
+    assert len(list(tmp_path.iterdir())) == 1  # the first one's is gone
+    lock.write_text("md5: md5ofsecond")
+    saved.forget_if_recorded(lock)
+    assert saved.read() is None
+
+
 def test_a_stage_whose_dvc_was_killed_gives_way_to_the_next(
     ready: Project, uninterrupted: str
 ) -> None:
@@ -190,13 +232,20 @@ def synced(entry: Path, file: Path) -> int:
 
     with safetensors.safe_open(file, "numpy") as opened:
         step = int(opened.get_tensor("step"))
-    known = int(outbox.sent(entry).get("offset", 0))
+    known = delivered_bytes(entry)
     for record, end in outbox.records(entry):
         loss = [point[2] for point in record.get("metrics", ()) if point[0] == "train/loss"]
         if loss and max(loss) >= step:
             break
         known = max(known, end)
     return known
+
+
+def test_a_training_goes_on_when_the_shell_that_started_it_is_closed(ready: Project) -> None:
+    ready.params({"checkpoint.every_steps": 1})
+    ready.run("sh", "-c", "nohup python src/train.py > said.txt 2>&1 &")
+    until(lambda: "trained in" in (ready.root / "said.txt").read_text() and ready.model.exists())
+    assert "interrupted" not in (ready.root / "said.txt").read_text()
 
 
 def test_two_repros_at_once_are_kept_apart_by_dvc(ready: Project, uninterrupted: str) -> None:
@@ -385,14 +434,13 @@ def test_a_damaged_journal_is_refused_by_name_and_stops_no_other_entry(tmp_path:
 def test_the_same_model_again_is_folded_though_the_clock_jumped_back(tmp_path: Path) -> None:
     config = Config(root=tmp_path, home=tmp_path, model="models/net.safetensors")
     store = Store(tmp_path, config.store)
-    runs = [
-        store.create_run("mnist", "train", {MODEL: "md5", ENTRY: name}, start, unique=ENTRY)
-        for name, start in (("first", 2_000_000), ("second", 1_000_000))
-    ]
-    entry = tmp_path / "outbox" / "2000001-training-key"
-    entry.mkdir(parents=True)
-    (entry / outbox.SENT).write_text(json.dumps({"run": runs[1], "model": "md5"}))
-    Delivery(store, entry, config, lambda *_: None)._fold_into_original(2_000_002)
+    runs = []
+    for hour in (5, 4):
+        with patch("time.time_ns", return_value=hour * HOUR_NS):
+            tags = {MODEL: "md5", SINCE: store.since("md5"), ENTRY: f"{hour}"}
+            runs.append(store.create_run("mnist", "train", tags, outbox.now(), unique=ENTRY))
+            store.end(runs[-1], "FINISHED", outbox.now())
+    assert store.fold(partial(store.results, "md5")) == runs[0]
     assert [run.info.run_id for run in store.tagged({MODEL: "md5"})] == runs[:1]
 
 

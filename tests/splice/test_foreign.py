@@ -6,54 +6,24 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from mlflow.entities import Run
+from mlflow.utils.validation import MAX_ENTITY_KEY_LENGTH, _validate_metric_name
 
-from conftest import HERE, Project, Team, once
+from conftest import HERE, Project, Team
 from delivered import experiments
-from foreign import INSTALLED, Foreign
+from foreign import Foreign
 from servers import FaultyProxy
 from splice import outbox
 from splice.files import md5
+from splice.join import metric_name
 
 SPLICE = HERE / "src" / "splice"
 LONG = 150_000  # rounds: seconds, in which a fit can be killed
-
-
-@pytest.fixture(scope="module")
-def finished_foreign(common: Path, clean_environment: dict[str, str]) -> Foreign:
-    """One in which everything ran twice and is delivered and committed; only to be copied."""
-    project = Foreign(common / "foreign", clean_environment | INSTALLED)
-    with once(project.root) as first:
-        if first:
-            make(project)
-    return project
-
-
-def make(project: Foreign) -> None:
-    caches = shutil.ignore_patterns("__pycache__")
-    shutil.copytree(Path(__file__).with_name("foreign_project"), project.root, ignore=caches)
-    project.git("init", "--quiet", "--initial-branch=main")
-    project.dvc("init", "--quiet")
-    project.commit("The project")
-    try:
-        project.dvc("repro")
-        assert "Running stage" not in project.dvc("repro").stdout
-        project.deliver()
-    finally:
-        project.stop_sender()
-    project.commit("Results")
-
-
-@pytest.fixture
-def foreign(finished_foreign: Foreign, copy_of: Callable[[Project], Project]) -> Foreign:
-    project = copy_of(finished_foreign)
-    assert isinstance(project, Foreign)
-    return project
 
 
 def assert_tells_the_result(project: Foreign, run: Run, origin: str) -> None:
@@ -165,10 +135,15 @@ def test_a_sync_between_two_stages_says_what_is_missing_and_delivers_the_rest(
     stale = foreign.splice("sync", "--wait", "60").stdout
     (foreign.root / "reports" / "error.json").unlink()
     missing = foreign.splice("sync", "--wait", "60").stdout
-    assert "everything is delivered" not in missing
-    assert "not delivered: they were measured of another model/plane.npz" in stale
-    assert "not delivered: assess:results of [tool.splice] failed: FileNotFound" in missing
-    assert "Traceback" not in stale + missing
+    (foreign.root / "reports" / "error.json").write_text("[")
+    damaged = foreign.splice("sync", "--wait", "60", check=False)
+    assert "not evaluated yet (its numbers are of another model/plane.npz" in stale
+    assert "not evaluated yet (assess:results of [tool.splice] failed: FileNotFound" in missing
+    assert "; all else is delivered to MLflow" in missing
+    assert "the results here are not delivered: assess:results" in damaged.stdout
+    assert damaged.returncode == 1
+    assert "everything is delivered" not in stale + missing + damaged.stdout
+    assert "Traceback" not in stale + missing + damaged.stdout
 
     _, run = foreign.runs()
     assert run.data.tags["dvc.model"] == md5(foreign.model)
@@ -184,7 +159,7 @@ def test_a_server_that_is_away_holds_nothing_up_and_gets_everything_later(
     settings.write_text(settings.read_text().replace('"solar"\n\n', '"solar"\npatience = 0\n\n'))
     away.params({"fit.seed": 5})
     assert "not delivered to MLflow yet" in away.dvc("repro").stdout
-    assert len(outbox.pending(away.outbox)) == 2
+    assert len(outbox.pending(away.outbox, "")) == 2
     proxy.mode = "pass"
     away.splice("sync", "--wait", "60")
     (run,) = away.store().tagged({"dvc.model": md5(away.model)})
@@ -270,6 +245,35 @@ def test_one_sender_serves_all_stages_of_a_pipeline(foreign: Foreign) -> None:
     assert pipeline.returncode == 0
     assert len(senders) == 1
     assert "Traceback" not in (foreign.outbox / ".sender.log").read_text()
+
+
+def test_an_experiment_from_the_run_cache_leads_to_the_run_of_its_model_even_a_deleted_one(
+    foreign: Foreign,
+) -> None:
+    (run,) = foreign.runs()
+    seed = f"fit.seed={run.data.params['seed']}"
+    foreign.dvc("exp", "run", "--queue", "--name", "again", "-S", seed)
+    foreign.dvc("exp", "run", "--run-all")
+    assert run.info.run_id in foreign.splice("find", "again").stdout
+
+    foreign.store().client.delete_run(run.info.run_id)
+    lost = foreign.splice("find", "again", check=False).stdout
+    assert "`splice sync --again` makes one" in lost
+    foreign.splice("sync", "--again", "--wait", "60")
+    (restored,) = foreign.runs()
+    assert_tells_the_result(foreign, restored, "restored")
+    assert restored.info.run_id in foreign.splice("find", "again").stdout
+
+
+def test_a_metric_that_mlflow_would_refuse_gets_a_name_of_its_own() -> None:
+    names = ["recall/chien (petit)", "recall/chien [petit]", "recall/..", "a//b", "a/b", "é" * 300]
+    given = [metric_name(name) for name in names]
+    assert given[4] == "a/b"
+    assert len({*given}) == len(names)
+    for name in given:
+        _validate_metric_name(name)  # type: ignore[no-untyped-call]
+        assert len(name) <= MAX_ENTITY_KEY_LENGTH
+    assert given[0].startswith("recall/chien _petit_-")
 
 
 @pytest.mark.parametrize("path", sorted(SPLICE.rglob("*.py")), ids=lambda path: path.stem)

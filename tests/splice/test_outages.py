@@ -1,5 +1,6 @@
 """A tracking server that fails in any way at any moment costs the training nothing."""
 
+import re
 import subprocess
 import time
 from pathlib import Path
@@ -10,7 +11,7 @@ from mlflow import MlflowClient
 from conftest import Project, Team
 from digits.paths import Paths
 from digits.training.history import History
-from journals import arrived, compare, kept, written
+from journals import arrived, compare, delivered_bytes, kept, written
 from servers import FaultyProxy, MlflowServer, Mode
 from splice import outbox
 from splice.files import md5
@@ -25,9 +26,7 @@ SLACK = 25  # of a busy machine
 def delivered(box: Path) -> int:
     """Bytes of journals of trainings that the sender says are delivered."""
     return sum(
-        int(outbox.sent(entry).get("offset", 0))
-        for entry in outbox.entries(box)
-        if "-training-" in entry.name
+        delivered_bytes(entry) for entry in outbox.entries(box) if "-training-" in entry.name
     )
 
 
@@ -85,6 +84,8 @@ def test_an_outage_at_the_start_in_the_middle_and_at_the_end_loses_nothing(
         assert "not delivered to MLflow yet" in said
         status = project.splice("status").stdout
         assert "other records" in status
+        assert re.search(rf"waiting {proxy.uri}: .{{5,100}} \(since \d\d:\d\d:\d\d\)", status)
+        assert "HTTPConnectionPool" not in said + status
         refused = project.splice("sync", "--wait", "1", check=False)
         assert refused.returncode == 1
         assert "Traceback" not in refused.stdout

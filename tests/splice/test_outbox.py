@@ -8,16 +8,17 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 
 from splice import outbox
 from splice.config import Config
-from splice.errors import UserError
+from splice.errors import DataError, UserError
 from splice.outbox import FILES, JOURNAL, SENT, Training
+from splice.system_metrics import noted
 
-KEY = "0123456789abcdef0123"
+KEY, STORE = "0123456789abcdef0123", "store"
 OPENING: dict[str, Any] = {"experiment": "mnist", "name": "a", "tags": {}, "params": {}}
 
 
@@ -76,12 +77,12 @@ def test_a_model_handed_over_again_is_whole_at_every_moment(
     journal.model(model, "0" * 32, [], {}, {})
     there = journal.folder / FILES / "net.safetensors"
 
-    def fail_halfway(_source: Path, target: Path) -> None:
-        target.write_bytes(b"half")
+    def fail_halfway(_source: IO[bytes], target: IO[bytes]) -> None:
+        target.write(b"half")
         assert there.read_bytes() == model.read_bytes()
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(shutil, "copyfile", fail_halfway)
+    monkeypatch.setattr(shutil, "copyfileobj", fail_halfway)
     with pytest.raises(UserError, match="No space left"):
         journal.model(model, "0" * 32, [], {}, {})
     assert there.read_bytes() == model.read_bytes()
@@ -101,10 +102,31 @@ def test_a_record_cut_by_a_kill_is_cut_off_and_written_again(tmp_path: Path) -> 
 
 
 def test_a_finished_training_run_again_is_another_entry(tmp_path: Path) -> None:
+    (tmp_path / ".entry-training-key.999999999.tmp").mkdir()  # of a process that was killed
     for _ in range(2):
         with Training(tmp_path, KEY, OPENING, {}) as training:
             training.close("FINISHED")
     assert len(outbox.entries(tmp_path)) == 2
+    assert sorted(tmp_path.iterdir()) == outbox.entries(tmp_path)  # no lock, nothing half
+
+
+def test_the_same_training_in_two_processes_is_one_after_the_other(tmp_path: Path) -> None:
+    order: list[str] = []
+
+    def second() -> None:
+        with Training(tmp_path, KEY, OPENING, {}) as training:
+            order.append("second")
+            assert outbox.is_open(training.folder)
+
+    with Training(tmp_path, KEY, OPENING, {}) as first:
+        waiting = threading.Thread(target=second)
+        waiting.start()
+        waiting.join(0.3)
+        order.append("first")
+        first.close("KILLED")  # which removes the lock that the other one waits for
+    waiting.join(10)
+    assert order == ["first", "second"]
+    assert len(outbox.entries(tmp_path)) == 1
 
 
 @pytest.mark.parametrize(
@@ -136,11 +158,34 @@ def test_files_are_copied_so_that_what_follows_can_not_change_them(tmp_path: Pat
         assert (training.folder / FILES / "source/params.yaml").read_text() == "one"
 
 
+def test_a_file_that_is_missing_is_named_and_not_the_place_where_its_copy_would_go(
+    tmp_path: Path,
+) -> None:
+    source = tmp_path / "figure.png"
+    with pytest.raises(DataError, match=f"^cannot read {source}: No such file"):
+        outbox.put_evaluation(tmp_path / "box", KEY, {"model": "a"}, {"figure.png": source})
+    assert not outbox.entries(tmp_path / "box")
+
+
+def test_the_first_load_that_is_noted_is_a_measured_one(tmp_path: Path) -> None:
+    busy = threading.Event()
+    spin = threading.Thread(target=lambda: [None for _ in iter(busy.is_set, True)])
+    with Training(tmp_path / "box", KEY, OPENING, {}) as training:
+        spin.start()
+        with noted(training, seconds=0.3):
+            time.sleep(0.5)
+        busy.set()
+        spin.join()
+        (record, _) = list(outbox.records(training.folder))[1]
+    first = {key: value for key, value, _ in record["metrics"]}
+    assert first["system/cpu_utilization_percentage"] > 0
+
+
 def test_the_same_evaluation_that_still_waits_is_not_put_twice(tmp_path: Path) -> None:
     first = outbox.put_evaluation(tmp_path, KEY, {"model": "a"}, {})
     assert outbox.put_evaluation(tmp_path, KEY, {"model": "a"}, {}) == first
     assert outbox.put_evaluation(tmp_path, KEY[::-1], {"model": "b"}, {}) != first
-    assert len(outbox.pending(tmp_path)) == 2
+    assert len(outbox.pending(tmp_path, STORE)) == 2
 
 
 def test_entries_come_in_the_order_in_which_they_were_put(tmp_path: Path) -> None:
@@ -152,9 +197,10 @@ def test_entries_come_in_the_order_in_which_they_were_put(tmp_path: Path) -> Non
 def test_what_was_delivered_no_longer_waits(tmp_path: Path) -> None:
     folder = outbox.put_evaluation(tmp_path, KEY, {"model": "a"}, {})
     size = (folder / JOURNAL).stat().st_size
-    assert outbox.unsent(folder) == size
-    (folder / SENT).write_text(json.dumps({"offset": size}))
-    assert not outbox.pending(tmp_path)
+    assert outbox.unsent(folder, STORE) == size
+    (folder / SENT).write_text(json.dumps({"store": STORE, "offset": size}))
+    assert not outbox.pending(tmp_path, STORE)
+    assert outbox.pending(tmp_path, "another") == [folder]
     assert not list(outbox.records(folder, size))
 
 
@@ -162,17 +208,19 @@ def test_a_damaged_note_of_what_was_sent_counts_as_nothing_sent(tmp_path: Path) 
     folder = outbox.put_evaluation(tmp_path, KEY, {"model": "a"}, {})
     for damage in ("", "{", "[]", "null"):
         (folder / SENT).write_text(damage)
-        assert outbox.pending(tmp_path) == [folder]
+        assert outbox.pending(tmp_path, STORE) == [folder]
 
 
 def test_a_rejected_entry_is_named_and_holds_nobody(tmp_path: Path) -> None:
     folder = outbox.put_evaluation(tmp_path, KEY, {"model": "a"}, {})
-    (folder / SENT).write_text(json.dumps({"offset": 0, "rejected": "bad name"}))
+    settings = config(tmp_path)
+    store = settings.store_id
+    (folder / SENT).write_text(json.dumps({"store": store, "offset": 0, "rejected": "bad name"}))
     began = time.monotonic()
-    assert outbox.wait(config(tmp_path), 60) == "bad name"
+    assert outbox.wait(settings, 60) == "bad name"
     assert time.monotonic() - began < 5
-    outbox.retry_rejected(tmp_path)
-    assert outbox.deliverable(tmp_path) == [folder]
+    outbox.retry_rejected(tmp_path, store)
+    assert outbox.deliverable(tmp_path, store) == [folder]
 
 
 class Sender:
@@ -188,7 +236,7 @@ class Sender:
         self.process.stdout.readline()
 
     def say(self, what: str, detail: str = "") -> None:
-        pid, environment = self.process.pid, outbox.environment()
+        pid, environment = self.process.pid, outbox.environment(config(self.box).home)
         doing = outbox.Doing(pid, what, detail, time.time(), environment)
         aside = self.box / ".aside"
         aside.write_text(json.dumps(doing._asdict()))
@@ -233,7 +281,8 @@ def test_waiting_for_a_server_that_fails_again_and_again_ends_with_the_patience(
 def test_waiting_ends_when_the_last_entry_is_delivered(tmp_path: Path, sender: Sender) -> None:
     folder = outbox.put_evaluation(tmp_path, KEY, {"model": "a"}, {})
     sender.say("preparing")
-    sent = json.dumps({"offset": (folder / JOURNAL).stat().st_size})
+    store, size = config(tmp_path).store_id, (folder / JOURNAL).stat().st_size
+    sent = json.dumps({"store": store, "offset": size})
     timer = threading.Timer(0.5, lambda: (folder / SENT).write_text(sent))
     timer.start()
     assert outbox.wait(config(tmp_path), 0.1) == ""

@@ -51,7 +51,8 @@ def test_find_leads_from_a_file_a_hash_and_any_commit_to_the_run(finished: Proje
         assert "test/accuracy" in found
     done = finished.splice("find", "no-such-thing", check=False)
     assert done.returncode == 1
-    assert "no run of no-such-thing" in done.stdout
+    assert "no run of no-such-thing in sqlite:" in done.stdout
+    assert "it is no file, commit or experiment here" in done.stdout
 
 
 def test_a_dirty_tree_is_recorded_with_its_difference(finished: Project, tmp_path: Path) -> None:
@@ -64,7 +65,7 @@ def test_a_dirty_tree_is_recorded_with_its_difference(finished: Project, tmp_pat
     assert run.data.tags["git.dirty"] == "true"
     assert "uncommitted changes" in run.data.tags["mlflow.note.content"]
     client = finished.store().client
-    path = client.download_artifacts(run.info.run_id, "source/uncommitted.diff", str(tmp_path))
+    path = client.download_artifacts(run.info.run_id, "source/uncommitted.diff.txt", str(tmp_path))
     difference = Path(path).read_text()
     assert "+# a change" in difference
     assert "+  seed: 42" in difference
@@ -98,10 +99,19 @@ def test_without_git_everything_is_unknown(tmp_path: Path) -> None:
 
 
 def test_the_name_of_a_run_is_the_experiments(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("DVC_EXP_NAME", raising=False)
-    assert provenance.run_name("0123456789abcdef") == "train-01234567"
     monkeypatch.setenv("DVC_EXP_NAME", "full-moon")
-    assert provenance.run_name("0123456789abcdef") == "full-moon"
+    assert provenance.run_name(Path(), "0123456789abcdef") == "full-moon"
+
+
+def test_else_it_says_what_differs_from_the_commits_parameters(bare: Project) -> None:
+    assert provenance.run_name(bare.root, "0123456789abcdef") == "train-01234567"
+    bare.params({"train.seed": 7, "train.learning_rate": 0.02})
+    assert provenance.run_name(bare.root, "0123456789abcdef") == "seed=7 learning_rate=0.02"
+    many = ("epochs", "batch_size", "log_every", "shift", "weight_decay", "momentum")
+    bare.params({f"train.{name}": 0.5 for name in many})
+    assert provenance.run_name(bare.root, "0123456789abcdef") == "train-01234567"
+    (bare.root / "params.yaml").write_text("][")
+    assert provenance.run_name(bare.root, "0123456789abcdef") == "train-01234567"
 
 
 def test_the_remotes_credentials_are_in_no_description(bare: Project) -> None:

@@ -132,7 +132,7 @@ def test_no_secret_is_in_any_file_tag_artifact_or_output(
         assert not [path for path, data in written_down.items() if secret.encode() in data]
         assert secret not in "".join(outputs)
         assert secret not in all_text(project)
-    difference = (artifacts / "source" / "uncommitted.diff").read_text()
+    difference = (artifacts / "source" / "uncommitted.diff.txt").read_text()
     assert "*** and ***" in difference
     assert "127.0.0.1:9" in "".join(outputs)
 

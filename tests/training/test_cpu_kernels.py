@@ -204,9 +204,15 @@ def test_a_processor_with_more_registers_trains_the_same_bytes(
     expected, _ = run(SMALL)
     monkeypatch.setattr(kernels, "KEPT", tmp_path)
     monkeypatch.setattr(kernels, "FLAGS", (*kernels.FLAGS, "-DMANY_REGISTERS"))
+    for age in range(kernels.KEPT_AT_MOST):
+        (tmp_path / f"kernels-{age}.so").touch()
+        os.utime(tmp_path / f"kernels-{age}.so", (1e9 - age, 1e9 - age))
+    (tmp_path / ".kernels-a.so.999999999.tmp").mkdir()  # of a process that was killed
     kernels.library.cache_clear()
     found, _ = run(SMALL)
-    assert len(list(tmp_path.iterdir())) == 1
+    left = {file.name for file in tmp_path.iterdir()}
+    assert len(left) == kernels.KEPT_AT_MOST
+    assert {f"kernels-{age}.so" for age in range(kernels.KEPT_AT_MOST - 1)} < left
     assert all(map(torch.equal, expected.parameters(), found.parameters()))
     data = some(100).images
     assert torch.equal(predict(expected, data, 2), predict(found, data, 1))

@@ -1,6 +1,8 @@
 """The training loop: right gradients, exact resume, the original curve."""
 
+import math
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,10 +13,36 @@ from digits.errors import DeviceError, DivergedError, ParameterError
 from digits.model.net import Net
 from digits.params import Train
 from digits.training import optim, torch_engine
-from digits.training.device import choose_device
+from digits.training.device import choose_device, cpu_quota
 from digits.training.loop import Epoch, Snapshot, Step
 from digits.training.optim import learning_rate
 from trainings import RECIPE, SMALL, first_net, run
+
+
+@pytest.mark.parametrize(
+    ("groups", "files", "cpus"),
+    [
+        ("0::/\n", {"cpu.max": "150000 100000\n"}, 1.5),
+        ("0::/a/b\n", {"a/cpu.max": "200000 100000", "a/b/cpu.max": "max 100000"}, 2.0),
+        ("0::/elsewhere\n", {"cpu.max": "50000 100000"}, 0.5),
+        (
+            "5:cpuset:/x\n4:cpu,cpuacct:/x\n",
+            {"cpu/x/cpu.cfs_quota_us": "300000", "cpu/x/cpu.cfs_period_us": "100000"},
+            3.0,
+        ),
+        ("4:cpu:/\n", {"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "1"}, math.inf),
+        ("0::/\n", {}, math.inf),
+    ],
+)
+def test_a_containers_quota_of_cpus_is_known(
+    tmp_path: Path, groups: str, files: dict[str, str], cpus: float
+) -> None:
+    (tmp_path / "cgroup").write_text(groups)
+    for name, text in files.items():
+        path = tmp_path / "mounted" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    assert cpu_quota(tmp_path / "cgroup", tmp_path / "mounted") == cpus
 
 
 def test_the_net_is_the_one_of_the_original() -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from digits.errors import DataError
+from digits.errors import DataError, ParameterError
 
 
 @dataclass(frozen=True)
@@ -89,6 +89,19 @@ ALL = {
         classes=DIGITS,
     ),
 }
+
+
+def named(name: str, params: Path) -> Dataset:
+    """The data set of a name that params.yaml, which lies there, has.
+
+    Raises:
+        ParameterError: there is none.
+    """
+    if name not in ALL:
+        raise ParameterError(
+            f"download.dataset in {params} is {name!r}; allowed: one of {', '.join(ALL)}"
+        )
+    return ALL[name]
 
 
 def publication(dataset: Dataset) -> Publication:

@@ -27,7 +27,7 @@ from digits.params import Evaluate, load
 from digits.paths import Paths
 from digits.training.history import History
 from splice import Evaluation, Trained
-from splice.files import md5, read_json
+from splice.files import read_json
 
 FIGURES = ("loss.png", "confusion.png", "mistakes.png")
 BATCH = 1000  # images that a registered model is asked about at once
@@ -37,7 +37,12 @@ OfClass = dict[str, dict[str, float]]  # by class name, then by score
 
 
 def write(
-    paths: Paths, test: Split, log_probabilities: Floats, history: History, params: Evaluate
+    paths: Paths,
+    test: Split,
+    log_probabilities: Floats,
+    history: History,
+    params: Evaluate,
+    of: Mapping[str, Any],
 ) -> dict[str, float]:
     """Write metrics, tables and figures; give the metrics.
 
@@ -47,6 +52,7 @@ def write(
         log_probabilities: what was answered, `[N, classes]`.
         history: of the training, for its figure.
         params: section `evaluate` of params.yaml.
+        of: what was evaluated, on what, and how: `Join.identity`.
     """
     names, labels = test.facts.classes, test.labels
     predicted = log_probabilities.argmax(1)
@@ -72,7 +78,7 @@ def write(
     plots.confusion(paths.figure("confusion"), confusion(labels, predicted, len(names)), names)
     titles = [f"{names[labels[i]]} taken for {names[predicted[i]]}" for i in worst]
     plots.mistakes(paths.figure("mistakes"), test.images[worst], titles)
-    write_document(paths.reports / "evaluation.json", _of(paths, params))
+    write_document(paths.reports / "evaluation.json", dict(of))
     return metrics
 
 
@@ -80,18 +86,14 @@ def results(root: Path) -> Evaluation:
     """The evaluation that lies in models/ and reports/.
 
     Raises:
-        DataError: a file is missing, or the reports are of another model or test split.
+        DataError: a file is missing or damaged.
     """
     paths, params = Paths(root), load(Paths(root).params)
-    if read_json(paths.reports / "evaluation.json") != _of(paths, params.evaluate):
-        raise DataError(
-            f"{paths.reports} was not written for this model, test split and parameters; "
-            "run `dvc repro`"
-        )
     test = dataset.read(paths.split("test"))
     listed = dataset.data("test", test, "")
     return Evaluation(
         metrics=_written_numbers(paths),
+        of=read_json(paths.reports / "evaluation.json"),
         params=params.flat("evaluate"),
         files=_artifacts(paths),
         dataset=listed.name,
@@ -123,15 +125,6 @@ def measure(predict: Callable[[Any], Any], test: Path, settings: Mapping[str, An
         dataset=listed.name,
         arrays=listed.arrays,
     )
-
-
-def _of(paths: Paths, params: Evaluate) -> dict[str, Any]:
-    """What was evaluated, on what, and how."""
-    return {
-        "model": md5(paths.model),
-        "test": md5(paths.split("test")),
-        "calibration_bins": params.calibration_bins,
-    }
 
 
 def _numbers(output: Floats, test: Split, bins: int) -> tuple[dict[str, float], OfClass]:

@@ -14,6 +14,7 @@ from digits.errors import DataError
 from digits.model import weights
 
 KEPT = 20  # checkpoints of interrupted trainings; about 5 MB each
+FINISHED = ".finished"  # suffix of one whose training came to its end
 
 
 def code() -> dict[str, str]:
@@ -26,7 +27,7 @@ def code() -> dict[str, str]:
     files = {Path(str(name)) for name in named if name}
     folders = {folder: folder.resolve() for folder in {path.parent for path in files}}
     ours = [folders[path.parent] / path.name for path in files]
-    ours = [path.resolve() for path in ours if source in path.parents]
+    ours = [path.resolve() for path in ours if source in path.parents and path.is_file()]
     ours += [file for folder in {path.parent for path in ours} for file in folder.glob("*.c")]
     return {
         path.relative_to(source).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
@@ -62,20 +63,48 @@ class Checkpoint:
         Raises:
             DataError: there is one, but it is damaged.
         """
-        if not self.file.exists():
-            return None
-        tensors, content = weights.load(self.file)
-        if content.pop("digest", None) != _digest(tensors, content):
-            raise DataError(f"{self.file} is damaged: its content has another hash than it had")
-        if content.get("key") != self.key:
-            raise DataError(f"{self.file} is the checkpoint of another training")
-        return tensors, content["history"]
+        for file in filter(Path.exists, (self.file, *self._finished)):
+            tensors, content = weights.load(file)
+            if content.pop("digest", None) != _digest(tensors, content):
+                raise DataError(f"{file} is damaged: its content has another hash than it had")
+            if content.get("key") != self.key:
+                raise DataError(f"{file} is the checkpoint of another training")
+            return tensors, content["history"]
+        return None
+
+    def finish(self, model: str) -> None:
+        """Keep it until DVC has recorded what came of it; tidy up behind other trainings.
+
+        Args:
+            model: MD5 of the model file.
+        """
+        self._tidy()
+        if self.file.exists():
+            self.file.rename(self.file.with_name(f"{self.file.stem}.{model}{FINISHED}"))
+
+    def forget_if_recorded(self, lock: Path) -> None:
+        """Remove it if its training finished and its model stands in dvc.lock: train anew."""
+        recorded = lock.read_text(encoding="utf-8") if lock.exists() else ""
+        for file in self._finished:
+            if file.name.split(".")[1] in recorded:
+                file.unlink(missing_ok=True)
 
     def remove(self) -> None:
-        """Remove it, and of those that other trainings left all but the newest."""
-        self.file.unlink(missing_ok=True)
-        found = [(file.stat().st_mtime, file) for file in self.file.parent.glob("*.safetensors")]
-        for _, file in sorted(found, reverse=True)[KEPT:]:
+        """Remove it, and tidy up behind other trainings."""
+        for file in (self.file, *self._finished):
+            file.unlink(missing_ok=True)
+        self._tidy()
+
+    @property
+    def _finished(self) -> list[Path]:
+        return list(self.file.parent.glob(f"{self.file.stem}.*{FINISHED}"))
+
+    def _tidy(self) -> None:
+        """Of interrupted trainings keep the newest; of finished ones none but this."""
+        folder = self.file.parent
+        found = [(file.stat().st_mtime, file) for file in folder.glob("*.safetensors")]
+        old = [file for _, file in sorted(found, reverse=True)[KEPT:]]
+        for file in (*old, *set(folder.glob(f"*{FINISHED}")).difference(self._finished)):
             file.unlink(missing_ok=True)
 
 

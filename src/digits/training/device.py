@@ -1,6 +1,9 @@
 """What trains: device, precision and threads, chosen and set up once."""
 
+import math
 import os
+from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -77,6 +80,31 @@ def _describe(device: torch.device) -> str:
 
 
 def _cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    there = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return max(1, int(min(there or 1, cpu_quota())))
+
+
+def cpu_quota(
+    groups: Path = Path("/proc/self/cgroup"), mounted: Path = Path("/sys/fs/cgroup")
+) -> float:
+    """How many CPUs' time this process may use, as a container limits it; infinite if nothing does.
+
+    By `cpu.max` of cgroup v2 or `cpu.cfs_quota_us` of v1, of its own group or one above it
+    (docs.kernel.org/admin-guide/cgroup-v2.html, docs.kernel.org/scheduler/sched-bwc.html).
+    """
+    quotas = [math.inf]
+    for line in groups.read_text().splitlines() if groups.exists() else []:
+        _, controllers, own = line.split(":", 2)
+        root = mounted / "cpu" if controllers else mounted
+        if not controllers or "cpu" in controllers.split(","):
+            group = root / own.lstrip("/")
+            quotas += [_quota(at) for at in (group, *group.parents) if root in (at, *at.parents)]
+    return min(quotas)
+
+
+def _quota(group: Path) -> float:
+    for names in (("cpu.max",), ("cpu.cfs_quota_us", "cpu.cfs_period_us")):
+        with suppress(OSError, ValueError):  # no such file; "max"
+            quota, period = " ".join((group / name).read_text() for name in names).split()
+            return int(quota) / int(period) if int(quota) > 0 else math.inf
+    return math.inf

@@ -24,8 +24,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from digits.errors import UserError
 from digits.training.device import Machine
 from digits.training.torch_engine import with_margin
+from splice.files import written_whole
 
 if TYPE_CHECKING:
     from digits.params import Train
@@ -36,6 +38,7 @@ FLAGS = (
     *("-ffp-contract=off", "-fno-sanitize=undefined"),
 )
 KEPT = Path(sys.prefix, "lib", "digits")
+KEPT_AT_MOST = 4  # of other sources or processors
 LANES, SLOTS, GROUP = 16, 16, 4  # as in kernels.c
 EPSILON = 1e-8  # of AdamW, as torch has it
 IMAGE = (1, 28, 28)
@@ -102,14 +105,14 @@ def library() -> ctypes.CDLL | str:
             if not kept.exists():
                 _compile(kept, processor)
             return _declared(ctypes.CDLL(str(kept)))
-        except OSError:  # the environment can't be written to
+        except (OSError, UserError):  # the environment can't be written to
             with tempfile.TemporaryDirectory() as folder:
                 _compile(Path(folder, kept.name), processor)
                 return _declared(ctypes.CDLL(str(Path(folder, kept.name))))
     except subprocess.CalledProcessError as error:
         said = (error.stderr or b"").decode("utf-8", "replace").strip().splitlines()
         return f"the compiler says: {said[0] if said else f'exit code {error.returncode}'}"
-    except OSError as error:
+    except (OSError, UserError) as error:
         return f"the kernels can't be compiled: {error}"
 
 
@@ -127,10 +130,8 @@ def _processor() -> tuple[str, ...] | None:
 
 
 def _compile(to: Path, processor: Sequence[str]) -> None:
-    to.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=to.parent) as folder:
-        made = Path(folder, to.name)
-        caches = {"ZIG_GLOBAL_CACHE_DIR": folder, "ZIG_LOCAL_CACHE_DIR": folder}
+    with written_whole(to) as made:
+        caches = dict.fromkeys(("ZIG_GLOBAL_CACHE_DIR", "ZIG_LOCAL_CACHE_DIR"), str(made.parent))
         command = [sys.executable, "-m", "ziglang", "cc", *FLAGS, *processor]
         subprocess.run(
             [*command, "-o", str(made), str(SOURCE)],
@@ -138,9 +139,9 @@ def _compile(to: Path, processor: Sequence[str]) -> None:
             check=True,
             capture_output=True,
         )
-        with made.open("rb") as file:
-            os.fsync(file.fileno())
-        made.replace(to)
+    compiled = sorted(to.parent.glob("kernels-*.so"), key=lambda file: file.stat().st_mtime)
+    for old in compiled[:-KEPT_AT_MOST]:
+        old.unlink(missing_ok=True)
 
 
 def _all(kind: Any, names: str) -> list[tuple[str, Any]]:
