@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
@@ -10,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
@@ -19,9 +20,13 @@ from urllib.parse import urlsplit
 import pytest
 import yaml
 
+import forked
 from servers import FaultyProxy, MlflowServer, mlflow_server, postgres, s3
 from splice import outbox
+from splice.code import KEPT, keep
 from splice.config import Config, sqlite_uri
+from splice.errors import UserError
+from splice.files import digest
 from splice.mlflow_store import Store
 from splice.moved import follow
 
@@ -72,21 +77,62 @@ class Project:
         return self.run("git", *arguments).stdout.strip()
 
     def dvc(self, *arguments: str, **how: Any) -> subprocess.CompletedProcess[str]:
+        """Run a command of dvc's; a sender is there before the stages would start one."""
+        if arguments[0] in ("repro", "exp"):
+            self.wake(**how)
         return self.run("dvc", *arguments, **how)
+
+    def python(
+        self, *arguments: str, check: bool = True, timeout: float = TIMEOUT_SECONDS, **env: str
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a script or a module in the root: as `run` would, but sooner begun."""
+        done = forked.run(*arguments, folder=self.root, env=self.env | env, timeout=timeout)
+        if check and done.returncode:
+            raise AssertionError(f"{' '.join(arguments)} gave {done.returncode}:\n{done.stdout}")
+        return done
+
+    def wake(self, **how: Any) -> None:
+        """Have a sender that is sooner there than the one a stage would start."""
+        env = self.env | {name: value for name, value in how.items() if name.isupper()}
+        deciding = {key: value for key, value in env.items() if key.startswith(outbox.ENVIRONMENT)}
+        deciding["home"] = str(self.root.resolve())
+        doing = outbox.sender(self.outbox)
+        if doing is not None and doing.environment != digest(deciding)[:16]:
+            self.stop_sender()  # splice ends those alone that it started
+        with suppress(UserError):  # the stage says it
+            config = Config.read(self.root)
+            if not config.tracking.enabled or outbox.is_locked(self.outbox / ".sender.lock"):
+                return
+            code = self.outbox / KEPT / keep(config)
+            env |= {"DVC_ROOT": str(self.root)}
+            env["PYTHONPATH"] = os.pathsep.join([str(self.root / "src"), env.get("PYTHONPATH", "")])
+            command, log = ("-m", "splice.sender", str(code)), self.outbox / ".sender.log"
+            sender = forked.start(*command, folder=self.root, env=env, output=log, group=0)
+            while sender.is_alive() and not outbox.is_locked(self.outbox / ".sender.lock"):
+                time.sleep(0.01)
 
     def digits(self, *arguments: str, **how: Any) -> subprocess.CompletedProcess[str]:
         return self._command("digits", *arguments, **how)
 
     def splice(self, *arguments: str, **how: Any) -> subprocess.CompletedProcess[str]:
+        if arguments[0] == "sync":
+            self.wake(**how)
         return self._command("splice", *arguments, **how)
 
+    def deliver(self) -> None:
+        """Have everything delivered, and the outbox empty."""
+        self.splice("sync", "--wait", "60")
+        while outbox.entries(self.outbox):
+            time.sleep(0.01)
+
     def _command(self, name: str, *arguments: str, **how: Any) -> subprocess.CompletedProcess[str]:
-        how = {"PYTHONPATH": str(self.root / "src"), **how}
-        return self.run("python", "-m", f"{name}.cli", *arguments, **how)
+        source = str(self.root / "src")
+        return self.python("-m", f"{name}.cli", *arguments, PYTHONPATH=source, **how)
 
     def stage(self, name: str, **how: Any) -> subprocess.CompletedProcess[str]:
         """Run a stage's script alone, without dvc."""
-        return self.run("python", f"src/{name}.py", **how)
+        self.wake(**how)
+        return self.python(f"src/{name}.py", **how)
 
     def params(self, values: Mapping[str, Any]) -> None:
         """Change params.yaml: values by names like train.epochs."""
@@ -185,31 +231,76 @@ def working_tree(root: Path, env: dict[str, str]) -> Project:
     return project
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The tests that take longest first, and those of the servers together: workers end at once."""
+    items.sort(key=_shortness)
+
+
+def _shortness(item: pytest.Item) -> int:
+    used = item.fixturenames  # type: ignore[attr-defined]
+    return 0 if "team" in used else 1 if "clean_environment" in used else 2
+
+
 @pytest.fixture(scope="session")
-def clean_environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+def common(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that all workers of this test run share."""
+    folder = tmp_path_factory.getbasetemp()
+    folder = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+    (folder / "common").mkdir(exist_ok=True)
+    return folder / "common"
+
+
+@contextmanager
+def once(path: Path) -> Iterator[bool]:
+    """Whether something is still to be made by this worker; the others wait until it is there."""
+    done = path.with_name(f"{path.name}.done")
+    with path.with_name(f"{path.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield not done.exists()
+        done.touch()
+
+
+@pytest.fixture(scope="session")
+def clean_environment(common: Path) -> dict[str, str]:
     """The environment of every command that a test runs."""
-    return environment(tmp_path_factory.mktemp("home"))
+    (common / "home").mkdir(exist_ok=True)
+    return environment(common / "home")
 
 
 @pytest.fixture(scope="session")
-def bare_project(
-    tmp_path_factory: pytest.TempPathFactory, clean_environment: dict[str, str]
-) -> Project:
+def bare_project(common: Path, clean_environment: dict[str, str]) -> Project:
     """The working tree as one commit, with small parameters, nothing run; only to be copied."""
-    return working_tree(tmp_path_factory.mktemp("bare") / "project", clean_environment)
+    project = Project(common / "bare", clean_environment)
+    with once(project.root) as first:
+        if first:
+            working_tree(project.root, project.env)
+    return project
 
 
 @pytest.fixture(scope="session")
-def finished_project(bare_project: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
+def finished_project(bare_project: Project, common: Path) -> Project:
     """One in which `dvc repro` ran, all is delivered, and dvc.lock committed; only to be copied."""
-    project = bare_project.copy(tmp_path_factory.mktemp("finished") / "project")
-    try:
-        project.dvc("repro")
-        project.splice("sync", "--wait", "60")
-    finally:
-        project.stop_sender()
-    project.commit("Results")
+    project = replace(bare_project, root=common / "finished")
+    with once(project.root) as first:
+        if first:
+            bare_project.copy(project.root)
+            try:
+                project.dvc("repro")
+                project.deliver()
+            finally:
+                project.stop_sender()
+            project.commit("Results")
     return project
+
+
+@pytest.fixture(scope="session")
+def empty_store(common: Path) -> Path:
+    """MLflow's sqlite file as MLflow makes it, which takes seconds; only to be copied."""
+    path = common / "mlflow.db"
+    with once(path) as first:
+        if first:
+            Store(common, sqlite_uri(path)).ping()
+    return path
 
 
 @pytest.fixture

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections import Counter
 from typing import NamedTuple
+
+from mlflow.entities import Run
 
 from conftest import Project
 from digits.paths import Paths
@@ -45,6 +49,23 @@ def delivered(project: Project) -> Delivered:
         doubled=sum(count - 1 for count in places.values()) + len(set(places) - _places(expected)),
         status=str(runs[0].info.status),
     )
+
+
+def experiments(project: Project) -> dict[str, dict[str, dict[str, object]]]:
+    """The parameters of each experiment, by its name, as `dvc exp show` tells them."""
+    baseline = json.loads(project.dvc("exp", "show", "--json").stdout)[-1]
+    found = {}
+    for group in baseline["experiments"] or ():
+        revision = group["revs"][0]
+        assert not revision.get("error"), revision
+        found[revision["name"]] = revision["data"]["params"]["params.yaml"]["data"]
+    return found
+
+
+def commands(run: Run) -> dict[str, str]:
+    """The `dvc get` commands that a run's description quotes, by the path they bring."""
+    note = run.data.tags["mlflow.note.content"]
+    return {line.split()[3]: line for line in re.findall(r"`(dvc get .*)`", note)}
 
 
 def _places(points: list[tuple[str, float, int]]) -> set[tuple[str, int]]:

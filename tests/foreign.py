@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from mlflow.entities import Run
 
-from conftest import HERE, Project
+from conftest import HERE, Project, once
 
 INSTALLED = {"PYTHONPATH": str(HERE / "src")}
 
@@ -29,8 +29,8 @@ class Foreign(Project):
     def model(self) -> Path:
         return self.root / "model" / "plane.npz"
 
-    def splice(self, *arguments: str, **how: Any) -> subprocess.CompletedProcess[str]:
-        return self.run("python", "-m", "splice.cli", *arguments, **how)
+    def _command(self, name: str, *arguments: str, **how: Any) -> subprocess.CompletedProcess[str]:
+        return self.python("-m", f"{name}.cli", *arguments, **how)
 
     def runs(self) -> list[Run]:
         store = self.store()
@@ -50,12 +50,16 @@ class Foreign(Project):
 
 
 @pytest.fixture(scope="session")
-def finished_foreign(
-    tmp_path_factory: pytest.TempPathFactory, clean_environment: dict[str, str]
-) -> Foreign:
+def finished_foreign(common: Path, clean_environment: dict[str, str]) -> Foreign:
     """One in which everything ran twice and is delivered and committed; only to be copied."""
-    root = tmp_path_factory.mktemp("foreign") / "project"
-    project = Foreign(root, clean_environment | INSTALLED)
+    project = Foreign(common / "foreign", clean_environment | INSTALLED)
+    with once(project.root) as first:
+        if first:
+            _make(project)
+    return project
+
+
+def _make(project: Foreign) -> None:
     caches = shutil.ignore_patterns("__pycache__")
     shutil.copytree(HERE / "tests/splice/foreign_project", project.root, ignore=caches)
     project.git("init", "--quiet", "--initial-branch=main")
@@ -64,11 +68,10 @@ def finished_foreign(
     try:
         project.dvc("repro")
         assert "Running stage" not in project.dvc("repro").stdout
-        project.splice("sync", "--wait", "60")
+        project.deliver()
     finally:
         project.stop_sender()
     project.commit("Results")
-    return project
 
 
 @pytest.fixture

@@ -7,12 +7,14 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import TypeVar
 
 import psutil
 import pytest
 
+import forked
 from conftest import Project
 
 WAIT_SECONDS = 100.0
@@ -44,6 +46,19 @@ def started(project: Project, *command: str) -> Iterator[subprocess.Popen[str]]:
         for one in family(process.pid):
             one.kill()
         process.wait()
+
+
+@contextmanager
+def training(project: Project) -> Iterator[BaseProcess]:
+    """Stage `train` in the background, without dvc; killed if it hasn't ended."""
+    log = project.root.parent / f"{project.root.name}.log"
+    log.touch()
+    process = forked.start("src/train.py", folder=project.root, env=project.env, output=log)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.join()
 
 
 def family(pid: int) -> list[psutil.Process]:

@@ -8,7 +8,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -16,6 +16,7 @@ import pytest
 from sqlalchemy import create_engine, make_url, text
 from sqlalchemy.exc import OperationalError
 
+from conftest import Team
 from servers import (
     HOST,
     FaultyProxy,
@@ -136,22 +137,10 @@ def test_free_ports_stay_clear_of_outgoing_connections() -> None:
 # --------------------------------------------------------------------------- MLflow
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
-    """An MLflow server that stores runs in PostgreSQL and artifacts in S3."""
-    folder = tmp_path_factory.mktemp("mlflow")
-    with ExitStack() as stack:
-        address = stack.enter_context(postgres(folder / "pg"))
-        settings = stack.enter_context(s3(folder))
-        artifacts = f"s3://{settings['S3_BUCKET']}/artifacts"
-        yield stack.enter_context(mlflow_server(folder, address, artifacts, settings))
-
-
 @pytest.fixture
-def proxy(server: MlflowServer) -> Iterator[FaultyProxy]:
-    """A proxy in front of the MLflow server, in pass mode."""
-    with FaultyProxy(server.uri) as proxy:
-        yield proxy
+def server(team: Team) -> MlflowServer:
+    """An MLflow server that stores runs in PostgreSQL and artifacts in S3."""
+    return team.server
 
 
 def create_experiment(port: int, name: str, timeout: float = 10.0) -> int:

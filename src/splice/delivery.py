@@ -106,6 +106,7 @@ class Delivery:
                 self._remember(rejected=str(failure))
             raise failure from error
         if self.sent.get("done"):
+            (self.folder / JOURNAL).unlink(missing_ok=True)  # first: without it nothing is pending
             shutil.rmtree(self.folder)
 
     def _deliver_to_the_end(self) -> None:

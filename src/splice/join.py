@@ -253,10 +253,11 @@ class Join:
                 "run `dvc repro`"
             )
         identity, content = digest(same), _content(evaluation)
+        box, store = config.box, config.store_id
         if not config.tracking.enabled or not (
             again
-            or outbox.evaluations(config.box)
-            or outbox.delivered(config.box, config.store_id).get(identity) != content
+            or {*outbox.evaluations(box)} & {*outbox.pending(box, store)}
+            or outbox.delivered(box, store).get(identity) != content
         ):
             return
         at = self._commit()

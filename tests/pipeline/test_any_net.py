@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
-import signal
-from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from conftest import Project
-from machine import is_saved, started, until
+from machine import is_saved, training, until
 from splice.files import md5
 
+AS_WRITTEN = Path(__file__).with_name("as_written.py")
 Edit = tuple[str, str]
 NET, PREPROCESS = "src/digits/model/net.py", "src/preprocess.py"
 LAST_LAYER = "        self.fc2 = nn.Linear(500, classes)\n"
@@ -52,29 +52,6 @@ COLOURED = (
     "Split(np.stack([part.images, 255 - part.images, part.images // 2], 1), part.labels, carried)",
 )
 
-# Plain torch and MLflow, on the whole test split, beside what the pipeline says.
-CHECK = """
-import json, sys
-import mlflow.pyfunc, numpy, torch
-from safetensors.torch import load_file
-sys.path.insert(0, "src")
-from digits.model.net import Net
-test = load_file("data/processed/test.safetensors")
-images, labels = test["images"], test["labels"].long()
-net = Net(10, tuple(images.shape[1:]))
-net.load_state_dict(load_file("models/net.safetensors"))
-net.eval()
-with torch.no_grad():
-    expected = torch.cat([net(part) for part in images.split(500)]).double()
-served = mlflow.pyfunc.load_model(sys.argv[1])
-answers = numpy.concatenate([served.predict(part.numpy()) for part in images.split(500)])
-print(json.dumps({
-    "accuracy": (expected.argmax(1) == labels).double().mean().item(),
-    "loss": torch.nn.functional.nll_loss(expected, labels).item(),
-    "served": float(numpy.abs(answers - expected.numpy()).max()),
-}))
-"""
-
 
 def edited(project: Project, name: str, edits: list[Edit]) -> None:
     path = project.root / name
@@ -91,7 +68,8 @@ def assert_reported_as_written(project: Project) -> None:
     run = store.run_of_model(md5(project.model))
     assert run is not None
     model = f"models:/{store.model_id(run.info.run_id)}"
-    done = project.run("python", "-c", CHECK, model, MLFLOW_TRACKING_URI=store.uri)
+    source = str(project.root / "src")
+    done = project.python(str(AS_WRITTEN), model, MLFLOW_TRACKING_URI=store.uri, PYTHONPATH=source)
     found = json.loads(done.stdout.splitlines()[-1])
     metrics = project.metrics()
     assert metrics["accuracy"] == pytest.approx(found["accuracy"], abs=1e-6)
@@ -101,27 +79,25 @@ def assert_reported_as_written(project: Project) -> None:
     assert metrics["accuracy"] > 0.5
 
 
-@pytest.fixture(scope="module")
-def prepared_project(
-    finished_project: Project, tmp_path_factory: pytest.TempPathFactory
-) -> Project:
-    """One to change the Net in: a training of ten seconds at most; only to be copied."""
-    project = finished_project.copy(tmp_path_factory.mktemp("prepared") / "project")
-    project.params({"train.epochs": 1, "checkpoint.every_steps": 2, "train.threads": 0})
-    return project
+@pytest.fixture
+def prepared(finished: Project) -> Project:
+    """One to change the Net in: a training of few seconds."""
+    finished.params({"train.epochs": 1, "checkpoint.every_steps": 2})
+    return finished
 
 
 @pytest.mark.parametrize("change", EDITS)
 def test_a_changed_net_is_trained_resumed_evaluated_and_served_as_written(
-    change: str, prepared_project: Project, copy_of: Callable[[Project], Project]
+    change: str, prepared: Project
 ) -> None:
-    project = copy_of(prepared_project)
+    project = prepared
     before = md5(project.model)
     edited(project, NET, EDITS[change])
     if change == "colour":
         edited(project, PREPROCESS, [COLOURED])
-    said = project.dvc("repro").stdout
-    assert "train: computed by torch on cpu" in said
+        project.stage("preprocess")
+    assert "train: computed by torch on cpu" in project.stage("train").stdout
+    project.stage("evaluate")
     project.splice("sync", "--wait", "60")
     whole = md5(project.model)
     assert whole != before
@@ -129,18 +105,15 @@ def test_a_changed_net_is_trained_resumed_evaluated_and_served_as_written(
 
     project.params({"tracking.enabled": False})
     project.model.unlink()
-    with started(project, "python", "src/train.py") as process:
+    with training(project):
         until(lambda: is_saved(project))
-        process.send_signal(signal.SIGKILL)
     assert not project.model.exists()
     assert "going on after step" in project.stage("train").stdout
     assert md5(project.model) == whole
 
 
-def test_without_the_folder_of_the_kernels_all_else_works(
-    prepared_project: Project, copy_of: Callable[[Project], Project]
-) -> None:
-    project = copy_of(prepared_project)
+def test_without_the_folder_of_the_kernels_all_else_works(prepared: Project) -> None:
+    project = prepared
     shutil.rmtree(project.root / "src/digits/training/cpu_kernels")
     path = project.root / "dvc.yaml"
     lines = path.read_text().splitlines(keepends=True)

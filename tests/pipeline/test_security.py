@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from conftest import Project
-from machine import family, started, until
+from machine import family, is_saved, started, training, until
 from servers import free_port
 from splice.cli import _parser
 
@@ -95,9 +95,8 @@ def test_a_pickle_planted_as_checkpoint_is_refused_and_training_starts_anew(
 ) -> None:
     marker = tmp_path / "marker"
     finished.params({"tracking.enabled": False, "checkpoint.every_steps": 2})
-    with started(finished, "python", "src/train.py") as process:
-        until(lambda: list(finished.root.glob(".digits/checkpoints/*.safetensors")))
-        process.kill()
+    with training(finished):
+        until(lambda: is_saved(finished))
     (file,) = finished.root.glob(".digits/checkpoints/*.safetensors")
     file.write_bytes(pickle.dumps(Trap(marker)))
     output = finished.stage("train").stdout

@@ -8,6 +8,7 @@ import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,13 @@ import psutil
 import pytest
 import torch
 
-from conftest import Project
+from conftest import Project, once
 from delivered import ONCE, delivered
 from digits.errors import DataError
 from digits.training import checkpoint
 from digits.training.checkpoint import KEPT, Checkpoint
 from journals import delivered_bytes
-from machine import WAIT_SECONDS, family, is_saved, started, until
+from machine import WAIT_SECONDS, family, is_saved, started, training, until
 from splice import outbox, provenance
 from splice.config import Config
 from splice.errors import Rejected
@@ -35,36 +36,35 @@ LONGER = {"train.epochs": 8, "train.threads": 2, "checkpoint.every_steps": 5}
 
 
 @pytest.fixture(scope="module")
-def ready_project(bare_project: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
+def ready_project(bare_project: Project, empty_store: Path, common: Path) -> Project:
     """One whose data is there and whose training is still to come; only to be copied."""
-    project = bare_project.copy(tmp_path_factory.mktemp("ready") / "project")
-    project.params(LONGER)
-    try:
-        project.dvc("repro", "preprocess")
-    finally:
-        project.stop_sender()
-    project.commit("Data")
+    project = replace(bare_project, root=common / "ready")
+    with once(project.root) as first:
+        if first:
+            bare_project.copy(project.root)
+            shutil.copy2(empty_store, project.root / "mlflow.db")
+            project.params({**LONGER, "tracking.enabled": False})
+            project.dvc("repro", "preprocess")
+            project.params({"tracking.enabled": True})
+            project.commit("Data")
     return project
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(ready_project: Project, tmp_path_factory: pytest.TempPathFactory) -> str:
+def uninterrupted(ready_project: Project, common: Path) -> str:
     """The MD5 of the model that an uninterrupted training gives."""
-    project = ready_project.copy(tmp_path_factory.mktemp("uninterrupted") / "project")
-    project.params({"tracking.enabled": False})
-    project.stage("train")
+    project = replace(ready_project, root=common / "uninterrupted")
+    with once(project.root) as first:
+        if first:
+            ready_project.copy(project.root)
+            project.params({"tracking.enabled": False})
+            project.stage("train")
     return md5(project.model)
 
 
 @pytest.fixture
 def ready(ready_project: Project, copy_of: Callable[[Project], Project]) -> Project:
     return copy_of(ready_project)
-
-
-@pytest.fixture
-def untracked(ready: Project) -> Project:
-    ready.params({"tracking.enabled": False})
-    return ready
 
 
 def log(project: Project) -> str:
@@ -93,8 +93,17 @@ def has_points(project: Project) -> bool:
 
 
 @contextmanager
-def in_training(project: Project) -> Iterator[tuple[subprocess.Popen[str], psutil.Process]]:
-    """`dvc repro train` at a moment when a checkpoint is there; and the stage it runs."""
+def in_training(
+    project: Project, sooner: bool = True
+) -> Iterator[tuple[subprocess.Popen[str], psutil.Process]]:
+    """`dvc repro train` at a moment when a checkpoint is there; and the stage it runs.
+
+    Args:
+        project: where.
+        sooner: with a sender that is there sooner than the one the stage starts.
+    """
+    if sooner:
+        project.wake()
     with started(project, "dvc", "repro", "train") as dvc:
         until(lambda: is_saved(project) and has_points(project))
         stage = stage_of(dvc, "train")
@@ -184,7 +193,7 @@ def test_a_stage_whose_dvc_was_killed_gives_way_to_the_next(
 
 
 def test_a_killed_sender_loses_and_doubles_nothing(ready: Project, uninterrupted: str) -> None:
-    with in_training(ready) as (dvc, _):
+    with in_training(ready, sooner=False) as (dvc, _):
         until(lambda: (doing := outbox.sender(ready.outbox)) and doing.what == "sending")
         doing = outbox.sender(ready.outbox)
         assert doing is not None
@@ -210,7 +219,8 @@ def test_a_power_cut_takes_back_nothing_that_matters(ready: Project, uninterrupt
     half = file.with_name(f".{file.name}.999999999.tmp")
     half.mkdir()
     (half / ".tmpAbCdEf").write_bytes(file.read_bytes()[:1000])
-    assert "train: going on after step" in finish(ready)
+    assert "train: going on after step" in ready.stage("train").stdout
+    ready.splice("sync", "--wait", "60")
     assert md5(ready.model) == uninterrupted
     assert delivered(ready) == ONCE
     assert not half.exists()
@@ -248,10 +258,22 @@ def test_two_repros_at_once_are_kept_apart_by_dvc(ready: Project, uninterrupted:
     assert md5(ready.model) == uninterrupted
 
 
-def interrupted(project: Project) -> None:
-    with started(project, "python", "src/train.py") as process:
-        until(lambda: is_saved(project))
-        process.kill()
+@pytest.fixture(scope="module")
+def interrupted_project(ready_project: Project, common: Path) -> Project:
+    """An untracked one whose training was killed when a checkpoint was there; only to be copied."""
+    project = replace(ready_project, root=common / "interrupted")
+    with once(project.root) as first:
+        if first:
+            ready_project.copy(project.root)
+            project.params({"tracking.enabled": False})
+            with training(project):
+                until(lambda: is_saved(project))
+    return project
+
+
+@pytest.fixture
+def interrupted(interrupted_project: Project, copy_of: Callable[[Project], Project]) -> Project:
+    return copy_of(interrupted_project)
 
 
 def another_seed(project: Project) -> None:
@@ -270,13 +292,12 @@ def other_code(project: Project) -> None:
 
 @pytest.mark.parametrize("change", [another_seed, other_data, other_code])
 def test_a_checkpoint_of_other_parameters_data_or_code_is_not_picked_up(
-    untracked: Project, change: Callable[[Project], None]
+    interrupted: Project, change: Callable[[Project], None]
 ) -> None:
-    interrupted(untracked)
-    change(untracked)
-    with started(untracked, "python", "src/train.py"):
-        until(lambda: "train: epoch 1/8" in log(untracked))
-    assert "going on" not in log(untracked)
+    change(interrupted)
+    with training(interrupted):
+        until(lambda: "train: epoch 1/8" in log(interrupted))
+    assert "going on" not in log(interrupted)
 
 
 def test_a_lock_that_dvc_left_half_written_is_cleared_and_a_whole_one_left_alone(
@@ -306,18 +327,17 @@ def test_of_the_checkpoints_of_abandoned_trainings_the_newest_are_kept(tmp_path:
 
 
 def test_a_damaged_checkpoint_is_said_and_training_starts_anew(
-    untracked: Project, uninterrupted: str
+    interrupted: Project, uninterrupted: str
 ) -> None:
-    interrupted(untracked)
-    (file,) = untracked.root.glob(".digits/checkpoints/*.safetensors")
+    (file,) = interrupted.root.glob(".digits/checkpoints/*.safetensors")
     content = bytearray(file.read_bytes())
     content[-100] ^= 1
     file.write_bytes(content)
-    output = untracked.stage("train").stdout
+    output = interrupted.stage("train").stdout
     assert "is damaged: its content has another hash than it had" in output
     assert "starting from the beginning" in output
-    assert md5(untracked.model) == uninterrupted
-    assert not is_saved(untracked)
+    assert md5(interrupted.model) == uninterrupted
+    assert not is_saved(interrupted)
 
 
 def test_divergence_is_said_and_the_run_failed(ready: Project) -> None:

@@ -50,12 +50,11 @@ def test_other_parameters_and_other_test_data_make_children_and_leave_the_first_
     test = finished.root / "data" / "processed" / "test.safetensors"
     whole = md5(test)
     finished.params({"evaluate.calibration_bins": 7})
-    finished.dvc("repro")
+    finished.stage("evaluate")
     (other_bins,) = children(finished)
 
     keep_half(test)
-    finished.dvc("commit", "--force", "preprocess")
-    finished.dvc("repro")
+    finished.stage("evaluate")
     (again, half) = children(finished)
 
     assert again.info.run_id == other_bins.info.run_id
@@ -75,7 +74,7 @@ def test_numbers_of_other_code_become_the_runs_and_the_earlier_ones_a_child(
     before = code.read_text()
     for text, children_then in ((before.replace(".mean()),", ".mean()) / 2,", 1), 1), (before, 2)):
         code.write_text(text)
-        finished.dvc("repro")
+        finished.stage("evaluate")
         finished.splice("sync", "--wait", "60")
         run = own_run(finished)
         assert run.data.metrics["test/accuracy"] == finished.metrics()["accuracy"]
@@ -90,7 +89,7 @@ def test_numbers_of_other_code_become_the_runs_and_the_earlier_ones_a_child(
 def test_the_same_evaluation_again_adds_nothing(finished: Project) -> None:
     first = own_run(finished)
     history = finished.store().client.get_metric_history(first.info.run_id, "test/accuracy")
-    finished.dvc("repro", "--force", "--single-item", "evaluate")
+    finished.stage("evaluate")
     assert not children(finished)
     assert own_run(finished).data.to_dictionary() == first.data.to_dictionary()
     again = finished.store().client.get_metric_history(first.info.run_id, "test/accuracy")
@@ -102,7 +101,7 @@ def test_a_forced_training_that_gives_the_same_bytes_leaves_one_run_that_says_re
 ) -> None:
     first = own_run(finished)
     before = md5(finished.model)
-    finished.dvc("repro", "--force", "--single-item", "train")
+    finished.stage("train")
     finished.splice("sync", "--wait", "60")
     assert md5(finished.model) == before
 

@@ -14,9 +14,10 @@ import pytest
 from mlflow.entities import Run
 from mlflow.utils.validation import MAX_ENTITY_KEY_LENGTH, _validate_metric_name
 
-from conftest import HERE
+from conftest import HERE, Project, Team
+from delivered import experiments
 from foreign import Foreign
-from servers import free_port, mlflow_server
+from servers import FaultyProxy
 from splice import outbox
 from splice.files import md5
 from splice.join import metric_name
@@ -95,8 +96,9 @@ def test_going_back_to_an_earlier_result_or_losing_the_lock_adds_no_run(foreign:
     assert len(before) == 2
 
     foreign.git("checkout", "--quiet", first)
-    foreign.dvc("checkout")
-    foreign.splice("sync", "--wait", "60")
+    assert "Running stage" not in foreign.dvc("repro").stdout
+    foreign.splice("sync", "--wait", "60", "--again")
+    assert "everything is delivered" in foreign.splice("sync").stdout
     (foreign.root / "dvc.lock").unlink()
     shutil.rmtree(foreign.root / "model")
     assert "is cached - skipping run" in foreign.dvc("repro").stdout
@@ -120,7 +122,9 @@ def test_another_machine_with_a_store_of_its_own_gets_one_run_that_says_restored
         clone.stop_sender()
     (run,) = clone.runs()
     assert_tells_the_result(clone, run, "restored")
-    assert "not trained here" in run.data.tags["mlflow.note.content"]
+    note = run.data.tags["mlflow.note.content"]
+    assert "not trained here" in note
+    assert str(foreign.root) in note
 
 
 def test_a_sync_between_two_stages_says_what_is_missing_and_delivers_the_rest(
@@ -147,21 +151,19 @@ def test_a_sync_between_two_stages_says_what_is_missing_and_delivers_the_rest(
 
 
 def test_a_server_that_is_away_holds_nothing_up_and_gets_everything_later(
-    foreign: Foreign, tmp_path: Path
+    foreign: Foreign, team: Team, proxy: FaultyProxy
 ) -> None:
-    port = free_port()
-    away = foreign.with_env(MLFLOW_TRACKING_URI=f"http://127.0.0.1:{port}")
+    proxy.mode = "refuse"
+    away = foreign.with_env(MLFLOW_TRACKING_URI=proxy.uri)
     settings = away.root / "pyproject.toml"
     settings.write_text(settings.read_text().replace('"solar"\n\n', '"solar"\npatience = 0\n\n'))
     away.params({"fit.seed": 5})
     assert "not delivered to MLflow yet" in away.dvc("repro").stdout
     assert len(outbox.pending(away.outbox, "")) == 2
-    with mlflow_server(
-        tmp_path / "server", f"sqlite:///{tmp_path / 'team.db'}", str(tmp_path / "files"), port=port
-    ):
-        away.splice("sync", "--wait", "60")
-        (run,) = away.runs()
-        assert_tells_the_result(away, run, "trained")
+    proxy.mode = "pass"
+    away.splice("sync", "--wait", "60")
+    (run,) = away.store().tagged({"dvc.model": md5(away.model)})
+    assert_tells_the_result(away, run, "trained")
 
 
 def test_a_fit_that_was_killed_and_repeated_is_one_run_without_a_doubled_point(
@@ -186,28 +188,63 @@ def points_of(entry: Path) -> Iterator[object]:
     return (record for record, _ in outbox.records(entry) if "metrics" in record)
 
 
-def test_two_queued_experiments_make_two_runs_of_their_names_and_of_their_own_code(
+def test_four_queued_experiments_and_two_workers_make_four_runs_of_their_names_and_own_code(
     foreign: Foreign,
 ) -> None:
+    (foreign.root / "mlflow.db").unlink()
     served = foreign.root / "scripts" / "served.py"
     code = served.read_text()
-    for name, seed in (("one", 6), ("two", 7)):
-        served.write_text(code.replace("self.plane[-1]", f"self.plane[-1] + {seed}000"))
+    names = {"one": 6, "two": 7, "three": 8, "four": 9}
+    for name, seed in names.items():
+        served.write_text(code.replace("self.plane[-1]", f"self.plane[-1] + {seed // 2}000"))
         foreign.dvc("exp", "run", "--queue", "--name", name, "-S", f"fit.seed={seed}")
     served.write_text(code)
-    foreign.dvc("exp", "run", "--run-all")
+    run_queue(foreign, workers=2)
     foreign.splice("sync", "--wait", "60")
 
-    _, *runs = foreign.runs()
-    assert sorted(str(run.info.run_name) for run in runs) == ["one", "two"]
-    for run in runs:
-        seed = {"one": 6, "two": 7}[str(run.info.run_name)]
+    made = experiments(foreign)
+    runs = {str(run.info.run_name): run for run in foreign.store().tagged({"origin": "trained"})}
+    assert sorted(runs) == sorted(made) == sorted(names)
+    for name, run in runs.items():
         assert run.info.status == "FINISHED"
-        assert run.data.tags["dvc.experiment"] == run.info.run_name
-        assert run.data.params["seed"] == str(seed)
+        assert run.data.tags["dvc.experiment"] == name
+        for key, value in made[name]["fit"].items():
+            assert run.data.params[key] == str(value)
+        assert run.data.params["seed"] == str(names[name])
         assert run.data.metrics["error"] > 0
         (model,) = foreign.root.glob(f"mlartifacts/**/{foreign.store().model_id(run.info.run_id)}")
-        assert f"{seed}000" in (model / "artifacts" / "served.py").read_text()
+        served_by = (model / "artifacts" / "served.py").read_text()
+        assert f"{names[name] // 2}000" in served_by
+    assert not [*(foreign.root / ".dvc" / "tmp" / "exps").glob("tmp*")]
+    assert [*foreign.root.rglob("mlflow.db")] == [foreign.root / "mlflow.db"]
+
+
+def run_queue(project: Project, workers: int) -> None:
+    project.dvc("queue", "start", "-j", str(workers))
+    deadline = time.monotonic() + 240
+    while not queue_is_empty(project):
+        assert time.monotonic() < deadline, project.dvc("queue", "status").stdout
+        time.sleep(1)
+
+
+def queue_is_empty(project: Project) -> bool:
+    status = project.dvc("queue", "status").stdout
+    assert "Failed" not in status, status
+    return "Running" not in status and "Queued" not in status
+
+
+def test_one_sender_serves_all_stages_of_a_pipeline(foreign: Foreign) -> None:
+    (foreign.outbox / ".sender.json").unlink()
+    foreign.params({"readings.days": 61})
+    pipeline = subprocess.Popen(["dvc", "repro", "--quiet"], cwd=foreign.root, env=foreign.env)
+    senders = set()
+    while pipeline.poll() is None:
+        if (doing := outbox.sender(foreign.outbox)) is not None:
+            senders.add(doing.pid)
+        time.sleep(0.05)
+    assert pipeline.returncode == 0
+    assert len(senders) == 1
+    assert "Traceback" not in (foreign.outbox / ".sender.log").read_text()
 
 
 def test_an_experiment_from_the_run_cache_leads_to_the_run_of_its_model_even_a_deleted_one(

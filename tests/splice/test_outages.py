@@ -97,13 +97,13 @@ def test_an_outage_at_the_start_in_the_middle_and_at_the_end_loses_nothing(
 
 
 def test_a_whole_repro_with_a_server_that_hangs_is_slower_by_no_more_than_its_patience(
-    bare: Project, team: Team, proxy: FaultyProxy
+    behind_proxy: Project, team: Team, proxy: FaultyProxy
 ) -> None:
     proxy.mode = "hang"
-    project = bare.with_env(MLFLOW_TRACKING_URI=proxy.uri)
+    project = behind_proxy
     project.params({"train.seed": 110})
     off = [time.monotonic()]
-    project.dvc("repro")
+    project.dvc("repro", "--force")
     off.append(time.monotonic())
     project.params({"tracking.enabled": False})
     project.dvc("repro", "--force")
@@ -122,26 +122,14 @@ def test_a_whole_repro_with_a_server_that_hangs_is_slower_by_no_more_than_its_pa
     assert run.info.status == "FINISHED"
 
 
-def test_one_sender_serves_all_stages_of_a_pipeline(bare: Project) -> None:
-    pipeline = subprocess.Popen(["dvc", "repro", "--quiet"], cwd=bare.root, env=bare.env)
-    senders = set()
-    while pipeline.poll() is None:
-        if (doing := outbox.sender(bare.outbox)) is not None:
-            senders.add(doing.pid)
-        time.sleep(0.05)
-    assert pipeline.returncode == 0
-    assert len(senders) == 1
-    assert "Traceback" not in (bare.outbox / ".sender.log").read_text()
-
-
 def test_what_the_store_rejects_is_said_and_holds_nobody(finished: Project) -> None:
     finished.params({"train.seed": 120, "train.epochs": 1})
-    finished.stop_sender()
-    finished.stage("train", MLFLOW_TRACKING_URI="http://127.0.0.1:9")
+    finished.run("python", "src/train.py", MLFLOW_TRACKING_URI="http://127.0.0.1:9")
     (entry,) = outbox.entries(finished.outbox)
     journal = entry / outbox.JOURNAL
     journal.write_text(journal.read_text().replace('"train.seed"', '"train.seed?"'))
-    done = finished.splice("sync", check=False)
+    sync = ("python", "-m", "splice.cli", "sync")  # ends the sender that the training started
+    done = finished.run(*sync, check=False, PYTHONPATH=str(finished.root / "src"))
     assert done.returncode == 1
     assert "rejected" in done.stdout
     assert "rejected by the store" in finished.splice("status").stdout

@@ -1,12 +1,12 @@
 """From a run to commit, experiment, data and model file, and from each of them to the run."""
 
-import re
 from pathlib import Path
 
 import pytest
 from mlflow.entities import Run
 
 from conftest import Project
+from delivered import commands
 from splice import provenance
 from splice.files import md5
 
@@ -15,12 +15,6 @@ def run_of_model(project: Project) -> Run:
     found = project.store().run_of_model(md5(project.model))
     assert found is not None
     return found
-
-
-def commands(run: Run) -> dict[str, str]:
-    """The quoted `dvc get` commands, by the path they bring."""
-    note = run.data.tags["mlflow.note.content"]
-    return {line.split()[3]: line for line in re.findall(r"`(dvc get .*)`", note)}
 
 
 def test_a_run_names_commit_branch_data_and_model_and_each_quoted_command_brings_its_file(
@@ -46,24 +40,6 @@ def test_a_run_names_commit_branch_data_and_model_and_each_quoted_command_brings
         target = tmp_path / Path(path).name
         finished.run("sh", "-c", f"{quoted[path]} --out {target}")
         assert md5(target) == md5(finished.root / path)
-
-
-def test_an_experiment_is_named_and_its_quoted_command_brings_its_model(
-    finished: Project, tmp_path: Path
-) -> None:
-    finished.dvc(
-        "exp", "run", "--temp", "--name", "wide", "-S", "train.seed=41", "-S", "train.epochs=1"
-    )
-    finished.splice("sync", "--wait", "60")
-    (run,) = finished.store().tagged({"dvc.experiment": "wide"})
-    assert run.data.tags["dvc.baseline"] == finished.git("rev-parse", "HEAD")
-    assert "experiment `wide`" in run.data.tags["mlflow.note.content"]
-    target = tmp_path / "net.safetensors"
-    command = commands(run)["models/net.safetensors"]
-    finished.run("sh", "-c", f"{command} --out {target}")
-    assert md5(target) == run.data.tags["dvc.model"]
-    assert run.info.run_id in finished.splice("find", "wide").stdout
-    assert run.info.run_id in finished.splice("find", str(target)).stdout
 
 
 def test_find_leads_from_a_file_a_hash_and_any_commit_to_the_run(finished: Project) -> None:

@@ -40,7 +40,8 @@ def test_training_evaluation_model_and_registry_arrive_whole(
 ) -> None:
     shared.params({"train.seed": 201})
     with kept(shared.outbox, tmp_path / "journals") as journals:
-        shared.dvc("repro")
+        shared.stage("train")
+        shared.stage("evaluate")
         shared.splice("sync", "--wait", "60")
     run = run_of_model(shared)
     assert (run.info.status, run.data.tags["origin"]) == ("FINISHED", "trained")
@@ -64,7 +65,8 @@ def test_training_evaluation_model_and_registry_arrive_whole(
 
 def test_restored_evaluated_again_and_reproduced_on_a_teams_store(shared: Project) -> None:
     shared.params({"train.seed": 202, "train.epochs": 1})
-    shared.dvc("repro", MLFLOW_TRACKING_URI="")  # the project's own store; the team's never saw it
+    for name in ("train", "evaluate"):
+        shared.stage(name, MLFLOW_TRACKING_URI="")  # its own store; the team's never saw it
     shared.splice("sync", "--wait", "60", MLFLOW_TRACKING_URI="")
     shared.splice("sync", "--wait", "60")
     restored = run_of_model(shared)

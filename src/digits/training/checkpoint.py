@@ -23,8 +23,11 @@ def code() -> dict[str, str]:
     By name and content, so the same code in another folder is the same code.
     """
     source = Path(__file__).resolve().parents[2]
-    files = {Path(str(getattr(module, "__file__", None))) for module in sys.modules.values()}
-    ours = [path for path in map(Path.resolve, files) if source in path.parents and path.is_file()]
+    named = (getattr(module, "__file__", None) for module in list(sys.modules.values()))
+    files = {Path(str(name)) for name in named if name}
+    folders = {folder: folder.resolve() for folder in {path.parent for path in files}}
+    ours = [folders[path.parent] / path.name for path in files]
+    ours = [path.resolve() for path in ours if source in path.parents and path.is_file()]
     ours += [file for folder in {path.parent for path in ours} for file in folder.glob("*.c")]
     return {
         path.relative_to(source).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
