@@ -1,5 +1,6 @@
 """params.yaml as frozen, typed values: whatever is wrong in it is refused before work starts."""
 
+import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -113,3 +114,24 @@ def load(path: Path) -> Params:
             its value and what is allowed.
     """
     return checked(Params, read_yaml(path), path)
+
+
+def overrides(recipe: Path, params: Path) -> list[str]:
+    """What a recipe, a small params.yaml, changes in the whole one, as `dvc exp run -S` takes it.
+
+    Raises:
+        ParameterError: as `load`, of the recipe laid over params.yaml.
+    """
+    overlay = read_yaml(recipe)
+    checked(Params, _laid_over(read_yaml(params), overlay), recipe)
+    return [
+        f"{section}.{name}={value if isinstance(value, str) else json.dumps(value)}"
+        for section, values in overlay.items()
+        for name, value in values.items()
+    ]
+
+
+def _laid_over(below: Any, above: Any) -> Any:
+    if not isinstance(below, dict) or not isinstance(above, dict):
+        return above
+    return below | {name: _laid_over(below.get(name), value) for name, value in above.items()}

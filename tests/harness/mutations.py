@@ -1,6 +1,6 @@
 """Feed mutated inputs to every parser; only the defined errors may come out.
 
-    python tests/harness/mutations.py [--count 15000] [--seed 1]
+    python tests/harness/mutations.py [--count 16000] [--seed 1]
 
 Every input starts as a good file, is damaged by a seeded mutation, and is read. Prints how many
 were read, how many were refused by a UserError of one line, and what else came out; exits 1 if
@@ -187,6 +187,12 @@ def parsers(folder: Path) -> list[Parser]:
 
     return [
         Parser("params.yaml", params.load, (ROOT / "params.yaml").read_bytes(), plain),
+        Parser(
+            "recipe",
+            partial(params.overrides, params=ROOT / "params.yaml"),
+            (ROOT / "recipes" / "original.yaml").read_bytes(),
+            plain,
+        ),
         Parser("idx", lambda path: formats.read_idx(path, 3), idx, zipped, packed=gzip.compress),
         Parser(
             "idx in zip",
@@ -245,7 +251,7 @@ def outcome(parser: Parser, path: Path) -> str:
 def main(arguments: list[str] | None = None) -> int:
     """Run, print the counts, and give the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--count", type=int, default=15_000, help="inputs in all")
+    parser.add_argument("--count", type=int, default=16_000, help="inputs in all")
     parser.add_argument("--seed", type=int, default=1)
     chosen = parser.parse_args(arguments)
     total: Counter[str] = Counter()

@@ -27,7 +27,12 @@ from splice.errors import Rejected
 from splice.files import md5
 from splice.mlflow_store import ENTRY, MODEL, Store, as_failure
 
-LONGER = {"train.epochs": 8, "train.threads": 2, "checkpoint.every_steps": 5}
+LONGER = {
+    "train.epochs": 8,
+    "train.threads": 2,
+    "train.ema_decay": 0.9,  # so that a checkpoint holds all that it may
+    "checkpoint.every_steps": 5,
+}
 
 
 @pytest.fixture(scope="module")
