@@ -16,8 +16,8 @@ EMPTY := : > $(MARK) && find .venv -mindepth 1 -maxdepth 1 ! -path $(MARK) -exec
 # An environment's files name the folder that it was made in: moved or copied, it is made anew.
 MADE_ELSEWHERE := $(shell [ "$$(cat $(MARK) 2>/dev/null)" = "$$(pwd -P)" ] || echo made-elsewhere)
 
-.PHONY: help setup repro original sync test check format lock ui bench kills outages races fuzz
-.PHONY: clean made-elsewhere
+.PHONY: help setup repro recipe original sync test check format lock ui bench kills outages races
+.PHONY: fuzz clean made-elsewhere
 
 help:                       ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 12
@@ -43,8 +43,11 @@ repro: setup                ## run what is not up to date, and deliver the resul
 	$(BIN)/python -m dvc repro
 	@$(BIN)/python -m splice.cli sync; status=$$?; $(BIN)/python -m digits.cli data; exit $$status
 
-original: setup             ## the original recipe as an experiment of its own
-	$(BIN)/python -m dvc exp run --temp --name original $(addprefix -S ,$(shell sed 's/\#.*//' recipes/original))
+recipe: setup               ## a recipe as an experiment of its own: make recipe NAME=fast
+	$(BIN)/python -m digits.cli recipe "$(NAME)"
+
+original: NAME := original
+original: recipe            ## the recipe original
 
 sync: setup                 ## deliver to MLflow what it doesn't have yet
 	$(BIN)/python -m splice.cli sync

@@ -1,6 +1,6 @@
 """Accuracy of a recipe over several seeds, beside its training time.
 
-python benchmarks/accuracy.py --seeds 5 -S train.epochs=3
+python benchmarks/accuracy.py --recipe best --seeds 5 -S train.epochs=3
 """
 
 import argparse
@@ -30,10 +30,7 @@ def measure(params: Params, data: mnist.Data, seed: int) -> tuple[float, float, 
         pass
     seconds = time.perf_counter() - began
     scores = [
-        (engine.log_probabilities(net, split.images, 500).argmax(1) == split.labels)
-        .double()
-        .mean()
-        .item()
+        accuracy(engine.log_probabilities(net, split.images, 500), split.labels)
         if len(split.labels)
         else float("nan")
         for split in splits[1:]
@@ -42,7 +39,7 @@ def measure(params: Params, data: mnist.Data, seed: int) -> tuple[float, float, 
 
 
 def accuracy(output: Tensor, labels: Tensor) -> float:
-    """Share of right answers, 0..1; NaN of none."""
+    """Share of right answers, 0..1."""
     return (output.argmax(1) == labels).double().mean().item()
 
 
@@ -50,9 +47,10 @@ def main() -> None:
     """Print a line a seed, then the mean and the least."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--recipe", default="default", help="of recipes/")
     parser.add_argument("-S", dest="overrides", action="append", default=[], metavar="KEY=VALUE")
     arguments = parser.parse_args()
-    params = mnist.params(tuple(arguments.overrides))
+    params = mnist.params((*mnist.recipe(arguments.recipe), *arguments.overrides))
     data = mnist.read(params.preprocess.validation, params.preprocess.seed)
     rows = []
     for seed in range(1, arguments.seeds + 1):

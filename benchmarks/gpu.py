@@ -37,15 +37,16 @@ def train_params(**values: Any) -> "Train":
 
 MEAN, STD = 0.1307, 0.3081
 SEEDS = range(1, 6)
+NO_MORE = {"clip_norm": None, "warm_up": 0, "step_epochs": 1, "step_factor": 0.1, "ema_decay": 0}
 ORIGINAL = train_params(
     seed=1, epochs=1, batch_size=64, optimizer="sgd", learning_rate=0.001, momentum=0.5,
     beta2=0.999, weight_decay=0.0, schedule="constant", shift=0, keep="last", log_every=100,
-    device="cpu", precision="float32", engine="auto", threads=0, deterministic=True,
+    device="cpu", precision="float32", engine="auto", threads=0, deterministic=True, **NO_MORE,
 )  # fmt: skip
 FAST = train_params(
     seed=1, epochs=1, batch_size=256, optimizer="adamw", learning_rate=0.008, momentum=0.7,
     beta2=0.9, weight_decay=0.01, schedule="one-cycle", shift=0, keep="last", log_every=1000,
-    device="cuda", precision="auto", engine="auto", threads=0, deterministic=False,
+    device="cuda", precision="auto", engine="auto", threads=0, deterministic=False, **NO_MORE,
 )  # fmt: skip
 
 

@@ -12,7 +12,7 @@ sys.path.insert(0, str(ROOT / "src"))
 
 from digits.data import formats  # noqa: E402
 from digits.data.split import pixel_statistics, stratified  # noqa: E402
-from digits.params import Params, load  # noqa: E402
+from digits.params import Params, load, overrides  # noqa: E402
 from digits.training.loop import Images  # noqa: E402
 
 
@@ -56,7 +56,7 @@ def read(validation: float, seed: int = 1) -> Data:
     )
 
 
-def params(overrides: tuple[str, ...] = ()) -> Params:
+def params(changes: tuple[str, ...] = ()) -> Params:
     """params.yaml with `section.key=value` overrides, as `dvc exp run -S` takes them."""
     import yaml
 
@@ -65,8 +65,8 @@ def params(overrides: tuple[str, ...] = ()) -> Params:
     path = ROOT / "params.yaml"
     load(path)
     document = yaml.safe_load(path.read_text(encoding="utf-8"))
-    for override in overrides:
-        key, _, value = override.partition("=")
+    for change in changes:
+        key, _, value = change.partition("=")
         section, _, name = key.partition(".")
         document[section][name] = yaml.safe_load(value)
     return checked(Params, document, path)
@@ -74,4 +74,4 @@ def params(overrides: tuple[str, ...] = ()) -> Params:
 
 def recipe(name: str) -> tuple[str, ...]:
     """The overrides of a recipe in `recipes/`."""
-    return tuple((ROOT / "recipes" / name).read_text(encoding="utf-8").split())
+    return tuple(overrides(ROOT / "recipes" / f"{name}.yaml", ROOT / "params.yaml"))

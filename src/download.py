@@ -55,9 +55,9 @@ def _bring(name: str, paths: Paths, state: State) -> None:
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_DISABLE", "1")  # read when torchvision imports tqdm
     files, places, classes = catalog.publication(dataset)
-    sources = [Source(place) for place in places]
+    sources, split = [Source(place) for place in places], None
     if isinstance(dataset.origin, Torchvision):
-        sources = [*mirror(state.root), *sources]
+        sources, split = [*mirror(state.root), *sources], dataset.origin.split
     with written_whole(paths.raw) as aside:
         aside.mkdir()
         for file, checksum in files.items():
@@ -65,8 +65,8 @@ def _bring(name: str, paths: Paths, state: State) -> None:
             whole = there.is_file() and md5(there) == checksum
             source = fetch(file, checksum, [Source(paths.raw)] if whole else sources, aside)
             stage.say("download", f"{file} from {source.place}")
-        what = Description(name, dataset.title, dataset.source, dataset.licence, classes, files)
-        description.write(aside, what)
+        known = dataset.title, dataset.source, dataset.licence
+        description.write(aside, Description(name, *known, classes, files, split))
     stage.say("download", f"{name}: {len(files)} files verified in data/raw")
 
 

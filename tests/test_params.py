@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from digits.errors import ParameterError
 from digits.params import Params, load
 from splice.settings import checked
+from train import IDLE
 
 ROOT = Path(__file__).resolve().parents[1]
 GOOD: dict[str, Any] = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
@@ -63,6 +64,13 @@ def test_the_parameters_of_the_repository_are_good() -> None:
         ("train.learning_rate", float("nan")),
         ("train.learning_rate", float("inf")),
         ("train.learning_rate", 10**400),
+        ("train.optimizer", "adam"),
+        ("train.schedule", "linear"),
+        ("train.clip_norm", 0),
+        ("train.ema_decay", 1),
+        ("train.warm_up", 1.1),
+        ("train.step_epochs", 0),
+        ("train.step_factor", 2),
         ("train.device", "gpu"),
         ("train.device", "cuda:128"),
         ("train.device", "cuda:01"),
@@ -103,6 +111,11 @@ def test_a_whole_number_is_a_number_and_null_is_allowed_where_it_says_so(
 ) -> None:
     params = parse(changed(name, value), HERE)
     assert params.flat(name.partition(".")[0])[name] == value
+
+
+def test_parameters_that_change_nothing_as_they_are_leave_the_model_file_as_it_was() -> None:
+    flat = load(ROOT / "params.yaml").flat("train")
+    assert {name: flat[name] for name in IDLE} == IDLE
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -31,10 +31,12 @@ def first_net(recipe: Train) -> Net:
     return new_net(recipe.seed, 10, (1, 28, 28), 0.13, 0.31)
 
 
-def run(recipe: Train, resume: dict[str, Tensor] | None = None) -> tuple[Net, list[Event]]:
+def run(
+    recipe: Train, resume: dict[str, Tensor] | None = None, snapshot_every: int = 2
+) -> tuple[Net, list[Event]]:
     net, machine, data = first_net(recipe), prepare(recipe), some(300)
     engine = for_training(net, *data, recipe, machine)
-    events = train(net, data, some(80, seed=1), recipe, machine, engine, 2, resume)
+    events = train(net, data, some(80, seed=1), recipe, machine, engine, snapshot_every, resume)
     seen: list[Event] = []
     for event in events:
         if isinstance(event, Snapshot):

@@ -1,9 +1,12 @@
-"""The command `digits`: uses the model, and looks at what the pipeline starts from."""
+"""The command `digits`: uses the model, runs recipes, and looks at what a pipeline starts from."""
 
 import argparse
+import os
+import sys
 from pathlib import Path
 
 import splice.errors
+from digits.errors import ParameterError
 from digits.paths import ROOT, Paths
 
 
@@ -14,7 +17,7 @@ def main() -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="digits", description="Uses the pipeline's model.")
+    parser = argparse.ArgumentParser(prog="digits", description="Uses and makes the model.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     predict = commands.add_parser("predict", help="what the model takes pictures of digits for")
     predict.add_argument("pictures", nargs="+", type=Path, metavar="PICTURE")
@@ -24,7 +27,23 @@ def _parser() -> argparse.ArgumentParser:
     check.set_defaults(run=_check)
     data = commands.add_parser("data", help="of which data set the results are, if not as asked")
     data.set_defaults(run=_data)
+    recipe = commands.add_parser("recipe", help="run the pipeline as one of recipes/ says")
+    recipe.add_argument("name", metavar="NAME")
+    recipe.set_defaults(run=_recipe)
     return parser
+
+
+def _recipe(arguments: argparse.Namespace) -> None:
+    """Hand over to DVC: an experiment in a folder of its own."""
+    from digits.params import overrides
+
+    known = {path.stem: path for path in sorted((ROOT / "recipes").glob("*.yaml"))}
+    name = arguments.name
+    if name not in known:
+        raise ParameterError(f"there is no recipe {name!r}; there is {', '.join(known)}")
+    changes = [f"--set-param={change}" for change in overrides(known[name], Paths(ROOT).params)]
+    dvc = [sys.executable, "-m", "dvc", "--cd", str(ROOT)]
+    os.execv(sys.executable, [*dvc, "exp", "run", "--temp", "--name", name, *changes])  # noqa: S606
 
 
 def _predict(arguments: argparse.Namespace) -> None:

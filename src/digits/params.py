@@ -1,5 +1,6 @@
 """params.yaml as frozen, typed values: whatever is wrong in it is refused before work starts."""
 
+import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -41,12 +42,17 @@ class Train:
     seed: Seed
     epochs: Annotated[StrictInt, Field(ge=1, le=10_000)]
     batch_size: Annotated[StrictInt, Field(ge=1, le=65_536)]
-    optimizer: Literal["adamw", "sgd"]
+    optimizer: Literal["adamw", "lion", "muon", "nesterov", "sgd"]
     learning_rate: Annotated[StrictFloat, Field(gt=0, le=100)]
     momentum: Annotated[StrictFloat, Field(ge=0, le=0.9999)]
     beta2: Annotated[StrictFloat, Field(ge=0, le=0.999999)]
     weight_decay: Annotated[StrictFloat, Field(ge=0, le=10)]
-    schedule: Literal["one-cycle", "constant"]
+    clip_norm: Annotated[StrictFloat, Field(gt=0, le=1e6)] | None
+    schedule: Literal["one-cycle", "cosine", "step", "constant"]
+    warm_up: Annotated[StrictFloat, Field(ge=0, le=1)]
+    step_epochs: Annotated[StrictInt, Field(ge=1, le=10_000)]
+    step_factor: Annotated[StrictFloat, Field(gt=0, le=1)]
+    ema_decay: Annotated[StrictFloat, Field(ge=0, le=0.999999)]
     shift: Annotated[StrictInt, Field(ge=0, le=8)]
     keep: Literal["last", "best"]
     log_every: Annotated[StrictInt, Field(ge=1, le=1_000_000)]
@@ -108,3 +114,24 @@ def load(path: Path) -> Params:
             its value and what is allowed.
     """
     return checked(Params, read_yaml(path), path)
+
+
+def overrides(recipe: Path, params: Path) -> list[str]:
+    """What a recipe, a small params.yaml, changes in the whole one, as `dvc exp run -S` takes it.
+
+    Raises:
+        ParameterError: as `load`, of the recipe laid over params.yaml.
+    """
+    overlay = read_yaml(recipe)
+    checked(Params, _laid_over(read_yaml(params), overlay), recipe)
+    return [
+        f"{section}.{name}={value if isinstance(value, str) else json.dumps(value)}"
+        for section, values in overlay.items()
+        for name, value in values.items()
+    ]
+
+
+def _laid_over(below: Any, above: Any) -> Any:
+    if not isinstance(below, dict) or not isinstance(above, dict):
+        return above
+    return below | {name: _laid_over(below.get(name), value) for name, value in above.items()}

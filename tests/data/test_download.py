@@ -11,8 +11,10 @@ import shutil
 import socket
 import socketserver
 import ssl
+import string
 import struct
 import threading
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import replace
@@ -33,8 +35,9 @@ import download
 import preprocess
 from digits.data import catalog, dataset
 from digits.data import download as room
+from digits.data.dataset import Split
 from digits.data.download import Source, fetch
-from digits.errors import DownloadError, ParameterError, UserError
+from digits.errors import DataError, DownloadError, ParameterError, UserError
 from digits.params import load
 from digits.paths import Paths, State
 from splice import Config, Join
@@ -44,6 +47,7 @@ PARAMS = load(ROOT / "params.yaml")
 NAME = "digits.gz"
 CONTENT = bytes(range(256)) * 400
 CHECKSUM = hashlib.md5(CONTENT).hexdigest()
+NOWHERE = "http://127.0.0.1:1"
 
 Handle = Callable[["Mirror"], None]
 
@@ -407,28 +411,69 @@ def test_what_https_does_not_give_is_never_asked_for_in_plain_http(
     assert (redirecting.plain, stalled.plain) == (0, 0)
 
 
-def idx(values: np.ndarray[Any, np.dtype[np.uint8]]) -> bytes:
-    return gzip.compress(struct.pack(f">HBB{values.ndim}I", 0, 8, values.ndim, *values.shape)
-                         + values.tobytes())  # fmt: skip
+def idx(values: np.ndarray[Any, Any], code: int = 8) -> bytes:
+    head = struct.pack(f">HBB{values.ndim}I", 0, code, values.ndim, *values.shape)
+    return gzip.compress(head + values.tobytes())
+
+
+def write_family(folder: Path, known: Any, parts: dict[str, tuple[Any, Any]]) -> None:
+    """Four files; known by their names and by mirrors."""
+    for part, (images, labels) in parts.items():
+        (folder / f"{part}-images-idx3-ubyte.gz").write_bytes(idx(images))
+        (folder / f"{part}-labels-idx1-ubyte.gz").write_bytes(idx(labels))
+    known.mirrors = [f"{NOWHERE}/"]
+    known.resources = [(name, md5(folder / name)) for name, _ in known.resources]
+
+
+def write_qmnist(folder: Path, known: Any, parts: dict[str, tuple[Any, Any]]) -> None:
+    """Four files, the labels in the first of eight columns of integers; known by addresses."""
+    known.resources = dict(known.resources)
+    for part, (images, labels) in zip(("train", "test"), parts.values(), strict=True):
+        table = np.arange(8 * len(labels), dtype=">i4").reshape(-1, 8)
+        table[:, 0] = labels
+        (folder / f"qmnist-{part}-images-idx3-ubyte.gz").write_bytes(idx(images))
+        (folder / f"qmnist-{part}-labels-idx2-int.gz").write_bytes(idx(table, 0x0C))
+        paths = [folder / address.rpartition("/")[2] for address, _ in known.resources[part]]
+        known.resources[part] = [(f"{NOWHERE}/{path.name}", md5(path)) for path in paths]
+
+
+def write_emnist(folder: Path, known: Any, parts: dict[str, tuple[Any, Any]], split: str) -> None:
+    """One zip, its images lying on their side, its letters counted from 1."""
+    with zipfile.ZipFile(folder / "gzip.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.mkdir("gzip")
+        for part, (images, labels) in zip(("train", "test"), parts.values(), strict=True):
+            prefix, lying = f"gzip/emnist-{split}-{part}", images.transpose(0, 2, 1)
+            archive.writestr(f"{prefix}-images-idx3-ubyte.gz", idx(lying))
+            archive.writestr(f"{prefix}-labels-idx1-ubyte.gz", idx(labels + (split == "letters")))
+    known.url, known.md5 = f"{NOWHERE}/gzip.zip", md5(folder / "gzip.zip")
 
 
 @pytest.fixture
 def published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
-    """Publish a few images of every class in the form of a class of torchvision; give a mirror."""
+    """Publish six images of every class for training and two for test in the form that a class of
+    torchvision knows; give a mirror."""
 
-    def publish(class_name: str) -> Path:
+    def publish(class_name: str, split: str | None = None, classes: int = 10) -> Path:
         folder = tmp_path / class_name
         folder.mkdir()
         random = np.random.default_rng(1)
-        for part, count in (("train", 60), ("t10k", 20)):
-            images = random.integers(0, 256, (count, 28, 28), np.uint8)
-            labels = np.arange(count, dtype=np.uint8) % 10
-            (folder / f"{part}-images-idx3-ubyte.gz").write_bytes(idx(images))
-            (folder / f"{part}-labels-idx1-ubyte.gz").write_bytes(idx(labels))
-        known = getattr(torchvision.datasets, class_name)
-        files = [(name, md5(folder / name)) for name, _ in known.resources]
-        monkeypatch.setattr(known, "resources", files)
-        monkeypatch.setattr(known, "mirrors", ["http://127.0.0.1:1/"])
+        parts = {
+            part: (
+                random.integers(0, 256, (count * classes, 28, 28), np.uint8),
+                np.arange(count * classes, dtype=np.uint8) % classes,
+            )
+            for part, count in (("train", 6), ("t10k", 2))
+        }
+        original = getattr(torchvision.datasets, class_name)
+        known = type(class_name, (original,), dict(vars(original)))
+        match class_name:
+            case "QMNIST":
+                write_qmnist(folder, known, parts)
+            case "EMNIST":
+                write_emnist(folder, known, parts, str(split))
+            case _:
+                write_family(folder, known, parts)
+        monkeypatch.setattr(torchvision.datasets, class_name, known)
         monkeypatch.setenv("DATA_MIRROR", str(folder))
         return folder
 
@@ -453,38 +498,88 @@ def content(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
-def classes_after_preprocessing(project: Path) -> tuple[str, ...]:
+def preprocessed(project: Path) -> Split:
+    """The test split, after a look at the others."""
     params = replace(PARAMS, preprocess=replace(PARAMS.preprocess, validation=0.2, seed=1))
     preprocess.main(params, Paths(project), State(project), join(project))
     splits = [dataset.read(Paths(project).split(name)) for name in ("train", "validation", "test")]
-    assert [len(split) for split in splits] == [50, 10, 20]
-    assert len({split.facts.classes for split in splits}) == 1
-    return splits[0].facts.classes
+    classes = {split.facts.classes for split in splits}
+    assert len(classes) == 1
+    assert [len(split) for split in splits] == [len(*classes) * count for count in (5, 1, 2)]
+    return splits[-1]
+
+
+CLOTHES = "T-shirt/top, Trouser, Pullover, Dress, Coat, Sandal, Shirt, Sneaker, Bag, Ankle boot"
+DIGITS, LARGE, SMALL = string.digits, string.ascii_uppercase, string.ascii_lowercase
+UNLIKE = "abdefghnqrt"  # the small letters that don't look like the large ones
 
 
 @pytest.mark.parametrize(
     ("name", "class_name", "classes"),
     [
-        ("mnist", "MNIST", "0, 1, 2, 3, 4, 5, 6, 7, 8, 9"),
-        (
-            "fashion-mnist",
-            "FashionMNIST",
-            "T-shirt/top, Trouser, Pullover, Dress, Coat, Sandal, Shirt, Sneaker, Bag, Ankle boot",
-        ),
-        ("kmnist", "KMNIST", "o, ki, su, tsu, na, ha, ma, ya, re, wo"),
+        ("mnist", "MNIST", DIGITS),
+        ("fashion-mnist", "FashionMNIST", CLOTHES.split(", ")),
+        ("kmnist", "KMNIST", ["o", "ki", "su", "tsu", "na", "ha", "ma", "ya", "re", "wo"]),
+        ("qmnist", "QMNIST", DIGITS),
+        ("emnist-balanced", "EMNIST", DIGITS + LARGE + UNLIKE),
+        ("emnist-letters", "EMNIST", SMALL),
+        ("emnist-digits", "EMNIST", DIGITS),
+        ("emnist-byclass", "EMNIST", DIGITS + LARGE + SMALL),
+        ("emnist-bymerge", "EMNIST", DIGITS + LARGE + UNLIKE),
     ],
 )
-def test_a_data_set_comes_verbatim_and_keeps_its_class_names(
+def test_a_data_set_comes_verbatim_and_is_what_torchvision_reads_under_its_class_names(
     project: Path, published: Callable[..., Path], name: str, class_name: str, classes: str
 ) -> None:
-    folder = published(class_name)
+    split = name.partition("-")[2] if class_name == "EMNIST" else None
+    folder = published(class_name, split, len(classes))
     raw = brought(project, name)
     description = json.loads((raw / "dataset.json").read_bytes())
     assert description["name"] == name
     assert description["files"] == {path.name: md5(path) for path in folder.iterdir()}
     assert content(raw) == content(folder) | {"dataset.json": (raw / "dataset.json").read_bytes()}
     assert [path.name for path in raw.parent.iterdir()] == ["raw"]
-    assert classes_after_preprocessing(project) == tuple(classes.split(", "))
+
+    test = preprocessed(project)
+    assert test.facts.classes == tuple(classes)
+    images, labels = torchvision_reads(class_name, split, folder)
+    assert np.array_equal(test.images[:, 0], images.transpose(0, 2, 1) if split else images)
+    assert np.array_equal(test.labels, labels - (split == "letters"))
+
+
+def torchvision_reads(class_name: str, split: str | None, folder: Path) -> tuple[Any, Any]:
+    """The test images and labels, as torchvision unpacks and reads them."""
+    shutil.copytree(folder, folder.parent / "theirs" / class_name / "raw")
+    known = getattr(torchvision.datasets, class_name)
+    of = {} if split is None else {"split": split}
+    found = known(folder.parent / "theirs", train=False, download=True, **of)
+    labels = found.targets.numpy()
+    return found.data.numpy(), labels[:, 0] if class_name == "QMNIST" else labels
+
+
+@pytest.mark.parametrize(
+    ("lie", "words"),
+    [
+        (lambda images, labels: (images[:-1], labels), "holds 51 images but 52 labels"),
+        (lambda images, labels: (images, labels + 1), "holds label 27, allowed 1 to 26"),
+        (lambda images, labels: (images, labels - 1), "holds label 0, allowed 1 to 26"),
+        (lambda images, labels: (images[:, 1:], labels), "holds images of 28x27, no square"),
+    ],
+)
+def test_a_zip_whose_content_does_not_fit_its_name_is_refused(
+    project: Path, published: Callable[..., Path], monkeypatch: pytest.MonkeyPatch,
+    lie: Callable[..., tuple[Any, Any]], words: str,
+) -> None:  # fmt: skip
+    def write(folder: Path, known: Any, parts: dict[str, tuple[Any, Any]], split: str) -> None:
+        (train, test) = parts.items()
+        true(folder, known, dict([train, (test[0], lie(*test[1]))]), split)
+
+    true = write_emnist
+    monkeypatch.setitem(globals(), "write_emnist", write)
+    published("EMNIST", "letters", 26)
+    brought(project, "emnist-letters")
+    with pytest.raises(DataError, match=words):
+        preprocessed(project)
 
 
 def test_a_new_data_set_is_one_entry(
@@ -494,7 +589,7 @@ def test_a_new_data_set_is_one_entry(
     monkeypatch.setitem(catalog.ALL, "mine", entry)
     published("KMNIST")
     brought(project, "mine")
-    assert classes_after_preprocessing(project) == tuple("abcdefghij")
+    assert preprocessed(project).facts.classes == tuple("abcdefghij")
 
 
 def test_an_unknown_data_set_is_refused_with_the_names_of_the_known(project: Path) -> None:

@@ -3,6 +3,7 @@
 import gzip
 import struct
 import tracemalloc
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -65,14 +66,27 @@ def test_idx_that_breaks_its_promise_is_refused_by_name(
     assert "dvc repro" in str(caught.value)
 
 
+MEMBER = "gzip/images.gz"
+
+
+def in_zip(folder: Path, content: bytes, method: int = zipfile.ZIP_DEFLATED) -> Path:
+    path = folder / "file.zip"
+    with zipfile.ZipFile(path, "w", method) as archive:
+        archive.writestr(MEMBER, content)
+    return path
+
+
 Read = Callable[[Path], object]
 READERS: list[Read] = [
     lambda path: formats.read_idx(path, 3),
     lambda path: formats.read_csv(path),
+    lambda path: formats.read_qmnist_labels(path),
+    lambda path: formats.read_idx(path, 3, MEMBER),
 ]
+READER_NAMES = ["idx", "csv", "qmnist", "zip"]
 
 
-@pytest.mark.parametrize("read", READERS, ids=["idx", "csv"])
+@pytest.mark.parametrize("read", READERS, ids=READER_NAMES)
 @pytest.mark.parametrize(
     "content",
     [
@@ -92,7 +106,7 @@ def test_what_is_not_whole_gzip_is_refused(tmp_path: Path, read: Read, content: 
         read(path)
 
 
-@pytest.mark.parametrize("read", READERS, ids=["idx", "csv"])
+@pytest.mark.parametrize("read", READERS, ids=READER_NAMES)
 def test_a_missing_file_a_folder_and_a_dangling_link_are_refused(
     tmp_path: Path, read: Read
 ) -> None:
@@ -105,7 +119,7 @@ def test_a_missing_file_a_folder_and_a_dangling_link_are_refused(
             read(path)
 
 
-@pytest.mark.parametrize("read", READERS, ids=["idx", "csv"])
+@pytest.mark.parametrize("read", READERS, ids=READER_NAMES)
 def test_a_gzip_bomb_is_refused_before_it_unfolds(tmp_path: Path, read: Read) -> None:
     megabytes = 300
     path = tmp_path / "bomb.gz"
@@ -113,6 +127,8 @@ def test_a_gzip_bomb_is_refused_before_it_unfolds(tmp_path: Path, read: Read) ->
         file.write(struct.pack(">HBB3I", 0, 8, 3, 2, 28, 28))
         for _ in range(megabytes):
             file.write(b"\0" * 1_000_000)
+    if read is READERS[-1]:
+        path = in_zip(tmp_path, path.read_bytes())
     tracemalloc.start()
     try:
         with pytest.raises(DataError):
@@ -120,6 +136,69 @@ def test_a_gzip_bomb_is_refused_before_it_unfolds(tmp_path: Path, read: Read) ->
         assert tracemalloc.get_traced_memory()[1] < 10_000_000
     finally:
         tracemalloc.stop()
+
+
+def test_idx_in_a_zip_is_read(tmp_path: Path) -> None:
+    for method in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        path = in_zip(tmp_path, gzip.compress(idx(images())), method)
+        assert np.array_equal(formats.read_idx(path, 3, MEMBER), images())
+
+
+def with_byte(place: int, value: int) -> Callable[[bytes], bytes]:
+    return lambda data: data[:place] + bytes([value]) + data[place + 1 :]
+
+
+def with_end(place: int, value: int) -> Callable[[bytes], bytes]:
+    """Another byte in the directory at a zip's end, and in the member's own header."""
+
+    def changed(data: bytes) -> bytes:
+        directory = data.index(b"PK\1\2")
+        return with_byte(directory + place, value)(with_byte(place - 2, value)(data))
+
+    return changed
+
+
+@pytest.mark.parametrize(
+    ("content", "damage", "words"),
+    [
+        (idx(images()), bytes, r"\(Not a gzipped file"),
+        (gzip.compress(idx(images()))[:-9], bytes, "ended before"),
+        (gzip.compress(idx(images()) + b"\0"), bytes, "is longer than its header says"),
+        (gzip.compress(idx(images())), lambda data: data[:-30], "File is not a zip file"),
+        (gzip.compress(idx(images())), lambda data: data.replace(b"images.gz", b"labels.gz"),
+         "There is no item named 'gzip/images.gz'"),
+        (gzip.compress(idx(images())), with_byte(60, 0x77), "whole gzip data in a zip"),
+        (gzip.compress(idx(images())), with_end(8, 1), "encrypted"),
+        (gzip.compress(idx(images())), with_end(10, 12), "neither stored nor deflated"),
+        (gzip.compress(idx(images())), with_end(16, 0), "Bad CRC-32|whole gzip data in a zip"),
+    ],
+)  # fmt: skip
+def test_a_zip_with_a_damaged_member_is_refused_in_one_line_that_names_both(
+    tmp_path: Path, content: bytes, damage: Callable[[bytes], bytes], words: str
+) -> None:
+    path = in_zip(tmp_path, content)
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(DataError, match=words) as caught:
+        formats.read_idx(path, 3, MEMBER)
+    assert f"{path} ({MEMBER})" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def labels(rows: list[list[int]]) -> bytes:
+    array = np.array(rows, ">i4")
+    return struct.pack(">HBB2I", 0, 0x0C, 2, *array.shape) + array.tobytes()
+
+
+def test_labels_of_qmnist_are_the_first_of_eight_integers(tmp_path: Path) -> None:
+    rows = [[7, 4, 2424, 51, 37, 225016, 0, 0], [2, 4, 2480, 80, 32, -1, 0, 0]]
+    assert formats.read_qmnist_labels(zipped(tmp_path, labels(rows))).tolist() == [7, 2]
+    for content, words in (
+        (labels([row[:7] for row in rows]), "has 7 columns, expected 8"),
+        (labels(rows)[:-1], "ends after"),
+        (labels(rows).replace(b"\x0c", b"\x0d", 1), "has magic 00000d02, expected 00000c02"),
+    ):
+        with pytest.raises(DataError, match=words):
+            formats.read_qmnist_labels(zipped(tmp_path, content))
 
 
 def row(values: list[int]) -> bytes:

@@ -1,6 +1,6 @@
 """Feed mutated inputs to every parser; only the defined errors may come out.
 
-    python tests/harness/mutations.py [--count 13000] [--seed 1]
+    python tests/harness/mutations.py [--count 16000] [--seed 1]
 
 Every input starts as a good file, is damaged by a seeded mutation, and is read. Prints how many
 were read, how many were refused by a UserError of one line, and what else came out; exits 1 if
@@ -9,12 +9,14 @@ anything else did.
 
 import argparse
 import gzip
+import io
 import json
 import random
 import struct
 import sys
 import tempfile
 import time
+import zipfile
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -110,6 +112,7 @@ def number(dice: random.Random, data: bytes) -> bytes:
     return data[:place] + value + data[place + 1 :]
 
 
+MEMBER = "gzip/images.gz"
 MUTATIONS = (bit, byte, token, cut, drop, double, zeros, number)
 
 
@@ -124,6 +127,19 @@ def zipped(dice: random.Random, data: bytes) -> bytes:
     if dice.random() < 0.7:
         return gzip.compress(plain(dice, data), 1)
     return plain(dice, gzip.compress(data, 1))
+
+
+def archived(data: bytes) -> bytes:
+    """As the one member of a zip."""
+    memory = io.BytesIO()
+    with zipfile.ZipFile(memory, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(MEMBER, gzip.compress(data, 1))
+    return memory.getvalue()
+
+
+def in_archive(dice: random.Random, data: bytes) -> bytes:
+    """Damaged inside the zip, or the zip itself."""
+    return archived(plain(dice, data)) if dice.random() < 0.3 else plain(dice, archived(data))
 
 
 def tensors(dice: random.Random, data: bytes) -> bytes:
@@ -142,6 +158,7 @@ def parsers(folder: Path) -> list[Parser]:
     dice = np.random.default_rng(0)
     images = dice.integers(0, 256, (3, 28, 28), np.uint8)
     idx = struct.pack(">HBB3I", 0, 8, 3, *images.shape) + images.tobytes()
+    qmnist = struct.pack(">HBB2I", 0, 0x0C, 2, 3, 8) + bytes(3 * 8 * 4)
     row = b",".join(str(value).encode() for value in range(9)) + b"\n"
 
     def made(write: Callable[[Path], None]) -> bytes:
@@ -170,7 +187,21 @@ def parsers(folder: Path) -> list[Parser]:
 
     return [
         Parser("params.yaml", params.load, (ROOT / "params.yaml").read_bytes(), plain),
+        Parser(
+            "recipe",
+            partial(params.overrides, params=ROOT / "params.yaml"),
+            (ROOT / "recipes" / "original.yaml").read_bytes(),
+            plain,
+        ),
         Parser("idx", lambda path: formats.read_idx(path, 3), idx, zipped, packed=gzip.compress),
+        Parser(
+            "idx in zip",
+            lambda path: formats.read_idx(path, 3, MEMBER),
+            idx,
+            in_archive,
+            packed=archived,
+        ),
+        Parser("qmnist", formats.read_qmnist_labels, qmnist, zipped, packed=gzip.compress),
         Parser("csv", formats.read_csv, row * 5, zipped, packed=gzip.compress),
         Parser("split", dataset.read, made(lambda path: dataset.write(path, split)), tensors),
         Parser(
@@ -220,7 +251,7 @@ def outcome(parser: Parser, path: Path) -> str:
 def main(arguments: list[str] | None = None) -> int:
     """Run, print the counts, and give the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--count", type=int, default=13_000, help="inputs in all")
+    parser.add_argument("--count", type=int, default=16_000, help="inputs in all")
     parser.add_argument("--seed", type=int, default=1)
     chosen = parser.parse_args(arguments)
     total: Counter[str] = Counter()

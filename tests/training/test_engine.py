@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -145,6 +146,22 @@ def test_the_shipped_net_is_computed_by_the_kernels_whatever_its_seed() -> None:
     for seed in range(12):
         recipe = replace(RECIPE, seed=seed, optimizer=("adamw", "sgd")[seed % 2])
         assert chosen(first_net(recipe), recipe).name == "compiled"
+
+
+@pytest.mark.parametrize(
+    ("recipe", "why"),
+    [
+        ({"optimizer": "muon"}, "the kernels have no muon"),
+        ({"optimizer": "lion"}, "the kernels have no lion"),
+        ({"optimizer": "nesterov"}, "the kernels have no nesterov"),
+        ({"clip_norm": 1}, "the kernels don't clip gradients"),
+        ({"ema_decay": 0.9, "schedule": "cosine"}, "train.engine is auto, and the kernels agree"),
+    ],
+)
+def test_what_the_kernels_do_not_know_of_a_recipe_is_left_to_torch_by_name(
+    recipe: dict[str, Any], why: str
+) -> None:
+    assert chosen(first_net(RECIPE), replace(RECIPE, **recipe)).why.startswith(why)
 
 
 def with_buffer(net: Net) -> None:

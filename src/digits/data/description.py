@@ -21,6 +21,7 @@ class Description:
         licence: its licence.
         classes: the classes' names in the order of their labels.
         files: the MD5 of each raw file by its name.
+        split: which of the data sets in the files, where they hold several.
     """
 
     name: str
@@ -29,11 +30,13 @@ class Description:
     licence: str
     classes: tuple[str, ...]
     files: dict[str, str]
+    split: str | None = None
 
 
 def write(folder: Path, description: Description) -> None:
     """Write `dataset.json`; the same bytes on every machine."""
-    write_document(folder / NAME, asdict(description))
+    said = {name: value for name, value in asdict(description).items() if value is not None}
+    write_document(folder / NAME, said)
 
 
 def read(folder: Path) -> Description:
@@ -43,7 +46,8 @@ def read(folder: Path) -> Description:
         DataError: missing, unreadable, or not such a description.
     """
     path = folder / NAME
-    match read_json(path):
+    document = read_json(path)
+    match document:
         case {
             "name": str(name),
             "title": str(title),
@@ -52,7 +56,9 @@ def read(folder: Path) -> Description:
             "classes": [_, _, *_] as classes,
             "files": dict(files),
         } if all(isinstance(text, str) for text in [*classes, *files.values()]):
-            return Description(name, title, source, licence, tuple(classes), files)
+            match document.get("split"):
+                case None | str() as split:
+                    return Description(name, title, source, licence, tuple(classes), files, split)
     raise DataError(
         f"{path} doesn't describe a data set; run `dvc repro --force --single-item download`"
     )

@@ -3,6 +3,7 @@
 import contextlib
 import math
 from collections.abc import Iterator
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -139,6 +140,7 @@ class _Loop:
         self.step = 0
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=device)
         self.correct = torch.zeros((), dtype=torch.int64, device=device)
+        self.average: dict[str, Tensor] = {}
         self.best: dict[str, Tensor] = {}
         self.best_score = torch.full((2,), -math.inf, dtype=torch.float64)
         if self.resume is not None:
@@ -156,8 +158,7 @@ class _Loop:
                     yield self._snapshot()
             yield self._end_epoch(epoch)
             yield self._snapshot()
-        if self.recipe.keep == "best":
-            self.net.load_state_dict(self.best)
+        self.net.load_state_dict(self.best or self._averaged().state_dict())
 
     def _within_epoch(self) -> bool:
         return self.step % self.batches != 0
@@ -171,7 +172,9 @@ class _Loop:
         return order.to(self.machine.device), moves.to(self.machine.device)
 
     def _next_stop(self, epoch: int, snapshot_every: int) -> int:
-        """Up to which step nothing is reported: a point of the curve, a snapshot, the end."""
+        """Up to which step nothing is done: a point of the curve, a snapshot, the end."""
+        if self.recipe.ema_decay:
+            return self.step + 1
         every = self.recipe.log_every
         stops = [(epoch + 1) * self.batches, -(-self.step // every) * every + 1]
         if snapshot_every:
@@ -186,11 +189,33 @@ class _Loop:
         rates = [learning_rate(step, self.last, self.recipe) for step in range(self.step, stop)]
         loss = self.steps(some, places, self.step, rates, self.loss_sum, self.correct)
         self.step = stop
+        if self.recipe.ema_decay:
+            self._average()
         step, batch = stop - 1, (stop - 1) % self.batches
         if step % self.recipe.log_every:
             return None
         samples = epoch * len(self.training.labels) + batch * size
         return Step(step, samples, _finite(float(loss), step), rates[-1])
+
+    def _average(self) -> None:
+        """The weights' exponential moving average, as `torch.optim.swa_utils` has it.
+
+        One operation after the other: a fused one rounds differently on some processors.
+        """
+        decay = self.recipe.ema_decay
+        for name, value in self.net.named_parameters(remove_duplicate=False):
+            if name in self.average:
+                self.average[name].mul_(decay).add_(value.detach() * (1 - decay))
+            else:
+                self.average[name] = value.detach().clone()
+
+    def _averaged(self) -> nn.Module:
+        """What the training has come to: the Net, or one with the average of its weights."""
+        if not self.average:
+            return self.net
+        net = deepcopy(self.net)
+        net.load_state_dict(self.average, strict=False)
+        return net
 
     def _end_epoch(self, epoch: int) -> Epoch:
         count = len(self.training.labels)
@@ -207,16 +232,18 @@ class _Loop:
         if not len(self.validation.labels):
             return None, None
         images = self.validation.images
-        output = self.engine.log_probabilities(self.net, images, EVALUATION_BATCH)
+        net = self._averaged()
+        output = self.engine.log_probabilities(net, images, EVALUATION_BATCH)
         loss = _finite(mean_loss(output.double(), self.validation.labels).item(), self.step)
-        hold_together(self.engine, self.net, images, output)
+        hold_together(self.engine, net, images, output)
         return loss, (output.argmax(1) == self.validation.labels).double().mean().item()
 
     def _keep_if_best(self, accuracy: float, loss: float) -> None:
         score = torch.tensor([accuracy, -loss], dtype=torch.float64)
         if score.tolist() > self.best_score.tolist():
             self.best_score = score
-            self.best = {name: value.clone() for name, value in self.net.state_dict().items()}
+            state = self._averaged().state_dict()
+            self.best = {name: value.clone() for name, value in state.items()}
 
     def _snapshot(self) -> Snapshot:
         for value in (self.loss_sum, *self.net.parameters()):  # else the bad one is kept
@@ -228,6 +255,7 @@ class _Loop:
             "best_score": self.best_score,
         }
         tensors |= {f"net.{name}": value for name, value in self.net.state_dict().items()}
+        tensors |= {f"average.{name}": value for name, value in self.average.items()}
         tensors |= {f"best.{name}": value for name, value in self.best.items()}
         tensors |= {f"optimizer.{name}": value for name, value in self.steps.state().items()}
         return Snapshot(self.step, tensors)
@@ -245,6 +273,9 @@ class _Loop:
         self.correct.copy_(tensors["correct"])
         self.best_score = tensors["best_score"].clone()
         self.best = below("best.")
+        self.average = {
+            name: value.to(self.machine.device) for name, value in below("average.").items()
+        }
         self.net.load_state_dict(below("net."))
         self.steps.restore(below("optimizer."))
 

@@ -1,8 +1,8 @@
 """Training steps and answers by torch: what any other engine is held to."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from copy import deepcopy
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -54,8 +54,8 @@ class Steps:
         self.windows, self.labels = moved.unfold(2, height, 1).unfold(3, width, 1), labels
         self.precision, self.recipe = machine.precision, recipe
         self.parameters = dict(net.named_parameters())
-        self.optimizer = optim.optimizer(net, recipe)
-        self.shares = [group["lr"] / recipe.learning_rate for group in self.optimizer.param_groups]
+        self.optimizers = optim.optimizers(net, recipe)
+        self.shares = [group["lr"] / recipe.learning_rate for group in self._groups()]
 
     def __call__(
         self,
@@ -82,13 +82,21 @@ class Steps:
         batches = torch.split(order, self.recipe.batch_size)
         for step, (indices, rate) in enumerate(zip(batches, rates, strict=True), first):
             torch.manual_seed((self.recipe.seed << 32) + step)
-            for group, share in zip(self.optimizer.param_groups, self.shares, strict=True):
+            for group, share in zip(self._groups(), self.shares, strict=True):
                 group["lr"] = rate * share
             mean, right = self._backward(indices, places[:, indices])
-            self.optimizer.step()
+            if self.recipe.clip_norm is not None:
+                nn.utils.clip_grad_norm_(self.net.parameters(), self.recipe.clip_norm)
+            for optimizer in self.optimizers:
+                optimizer.step()
             loss_sum += mean * len(indices)
             correct += right
         return mean
+
+    def _groups(self) -> Iterator[dict[str, Any]]:
+        """Parameters with settings of their own; `load_state_dict` makes them anew."""
+        for optimizer in self.optimizers:
+            yield from optimizer.param_groups
 
     def _backward(self, indices: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
         """Mean loss and how many were right; the gradients go into the parameters."""
@@ -104,26 +112,28 @@ class Steps:
         return mean.detach(), (output.detach().argmax(1) == labels).sum()
 
     def state(self) -> dict[str, Tensor]:
-        """The optimizer's tensors, live, by `key.parameter`."""
+        """The optimizers' tensors, live, by `key.parameter`."""
         return {
             f"{key}.{name}": value
             for name, parameter in self.parameters.items()
-            for key, value in self.optimizer.state[parameter].items()
+            for optimizer in self.optimizers
+            for key, value in optimizer.state.get(parameter, {}).items()
         }
 
     def restore(self, state: dict[str, Tensor]) -> None:
-        """Go on with the optimizer's tensors of another time."""
-        groups = self.optimizer.param_groups
-        members = [parameter for group in groups for parameter in group["params"]]
-        number = {id(parameter): i for i, parameter in enumerate(members)}
-        found: dict[int, dict[str, Tensor]] = {}
-        for name, value in state.items():
-            key, _, owner = name.partition(".")
-            parameter = self.parameters[owner]
-            if value.shape == parameter.shape:  # and in memory as the parameter is
-                value = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
-            found.setdefault(number[id(parameter)], {})[key] = value
-        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": found})
+        """Go on with the optimizers' tensors of another time."""
+        for optimizer in self.optimizers:
+            members = [one for group in optimizer.param_groups for one in group["params"]]
+            number = {id(parameter): i for i, parameter in enumerate(members)}
+            found: dict[int, dict[str, Tensor]] = {}
+            for name, value in state.items():
+                key, _, owner = name.partition(".")
+                parameter = self.parameters[owner]
+                if value.shape == parameter.shape:  # and in memory as the parameter is
+                    value = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+                if id(parameter) in number:
+                    found.setdefault(number[id(parameter)], {})[key] = value
+            optimizer.load_state_dict({**optimizer.state_dict(), "state": found})
 
     def close(self) -> None:
         """Nothing to end."""

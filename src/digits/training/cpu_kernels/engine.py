@@ -84,6 +84,8 @@ def untrainable(recipe: Train, machine: Machine) -> str:
     """Why the kernels can't train by a recipe; empty if they can."""
     if recipe.optimizer not in OPTIMIZERS:
         return f"the kernels have no {recipe.optimizer}"
+    if recipe.clip_norm is not None:
+        return "the kernels don't clip gradients"
     if machine.precision != torch.float32:
         return "the kernels compute in float32 only"
     return ""
