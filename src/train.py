@@ -28,16 +28,6 @@ from digits.training.progress import Speed, announce, bar
 from splice import Join
 from splice.files import digest, md5
 
-# Where these change nothing, the model file doesn't name them: it has the bytes that it had before
-# there were such parameters.
-IDLE = {
-    "train.clip_norm": None,
-    "train.warm_up": 0,
-    "train.step_epochs": 1,
-    "train.step_factor": 0.1,
-    "train.ema_decay": 0,
-}
-
 
 def main(params: Params, paths: Paths, state: State, join: Join) -> None:
     """Train as params.yaml says, from where an interrupted training left off.
@@ -151,7 +141,6 @@ def _description(
     params: Params, splits: dict[str, Split], hashes: dict[str, str]
 ) -> dict[str, Any]:
     """What the model file says of itself: what it was made from, and nothing of when or where."""
-    settings = params.flat("download", "preprocess", "train").items()
     return {
         "net": weights.code_digest(),
         "classes": list(splits["train"].facts.classes),
@@ -159,7 +148,7 @@ def _description(
         "dataset": splits["train"].facts.dataset,
         "data": hashes,
         "images": {name: len(split) for name, split in splits.items()},
-        "params": {key: value for key, value in settings if (key, value) not in IDLE.items()},
+        "params": params.flat("download", "preprocess", "train"),
     }
 
 

@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from digits.errors import ParameterError
 from digits.params import Params, load
 from splice.settings import checked
-from train import IDLE
 
 ROOT = Path(__file__).resolve().parents[1]
 GOOD: dict[str, Any] = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
@@ -111,11 +110,6 @@ def test_a_whole_number_is_a_number_and_null_is_allowed_where_it_says_so(
 ) -> None:
     params = parse(changed(name, value), HERE)
     assert params.flat(name.partition(".")[0])[name] == value
-
-
-def test_parameters_that_change_nothing_as_they_are_leave_the_model_file_as_it_was() -> None:
-    flat = load(ROOT / "params.yaml").flat("train")
-    assert {name: flat[name] for name in IDLE} == IDLE
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -114,5 +114,5 @@ def stop_if_orphaned() -> None:
 
     A shell that started it and is closed, as with `nohup`, is no reason.
     """
-    if "DVC_STAGE" in os.environ and os.getppid() != PARENT:
+    if runs_in_dvc() and os.getppid() != PARENT:
         raise KeyboardInterrupt
