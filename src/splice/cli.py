@@ -14,7 +14,7 @@ from splice import errors, outbox, provenance, rwlock
 from splice.config import Config
 from splice.errors import DataError, Stale, UserError
 from splice.files import md5
-from splice.join import Evaluation, Join
+from splice.join import Evaluation, Join, metric_name
 from splice.moved import ARTIFACTS, follow
 from splice.redact import redact
 
@@ -226,21 +226,25 @@ def _unlock(_arguments: argparse.Namespace, config: Config) -> None:
 
 
 def _ui(arguments: argparse.Namespace, config: Config) -> None:
-    _refuse_if_taken(arguments.host, arguments.port)
-    if not os.environ.get("MLFLOW_TRACKING_URI") and not config.database.exists():
-        with _store(config):  # makes it whole; the server, killed early, would leave half of it
-            pass
-    follow(config)
+    if not config.store.startswith("http"):
+        _refuse_if_taken(arguments.host, arguments.port)
+    with _store(config) as store:  # makes it whole; a server, killed early, would leave half of it
+        columns = config.columns or filter(None, [config.registry.metric])
+        view = store.view(config.tracking.experiment, [metric_name(name) for name in columns])
+    if config.store.startswith("http"):
+        print(f"the store is a server, whose pages are {redact(config.store)}{view}")
+        return
     command = ["mlflow", "server", "--workers", "1"]
     # Not on the command line, which would show its password; relative, as MLflow makes the folder
     # that an escaped path seems to name.
-    store = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{config.database.name}"
-    os.environ["MLFLOW_BACKEND_STORE_URI"] = store
+    backend = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{config.database.name}"
+    os.environ["MLFLOW_BACKEND_STORE_URI"] = backend
     # Eight processes more and 1.2 GB, for jobs that nobody here gives it.
     os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     command += ["--default-artifact-root", (config.home / ARTIFACTS).as_uri()]
     command += ["--host", arguments.host, "--port", str(arguments.port)]
-    print(f"http://{arguments.host}:{arguments.port} (Ctrl-C ends it)", flush=True)
+    print(f"http://{arguments.host}:{arguments.port}{view} (Ctrl-C ends it)", flush=True)
     python = Path(sys.executable)
     os.chdir(config.home)
     os.execv(python, [str(python), "-m", *command])  # noqa: S606

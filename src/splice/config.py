@@ -86,6 +86,7 @@ class Config:
         warm_up: one that makes the first call of `export` fast.
         results: one that gives the Evaluation which lies in the project's files.
         measure: one that gives the Evaluation of a registered model.
+        columns: the metrics that `splice ui` shows first; none: that of `registry`.
         class_metrics: how the names of those metrics begin that no class may lose.
         tracking: what is delivered.
         registry: by what rule a model is promoted.
@@ -103,6 +104,7 @@ class Config:
     warm_up: StrictStr = ""
     results: StrictStr = ""
     measure: StrictStr = ""
+    columns: tuple[StrictStr, ...] = ()
     class_metrics: StrictStr = ""
     tracking: Tracking = TRACKING
     registry: Registry = REGISTRY

@@ -228,7 +228,7 @@ class Delivery:
         if exported is None:
             self.store.artifacts(run_id, self.folder / FILES, [name])
             return None
-        return self.store.log_model(run_id, exported, md5)
+        return self.store.log_model(run_id, exported, md5, self.config.registry.model)
 
     def _exported(self, model: Path, example: Any) -> Path | None:
         folder = self.folder / "model"
@@ -283,7 +283,9 @@ class Delivery:
     def _register(self, model_id: str, run_id: str, document: dict[str, Any]) -> None:
         self.say("sending", "")
         rule = Registry(**document[RULE])
-        version = self.store.register(rule.model, document["model"], model_id, run_id)
+        score = document["scores"].get(rule.metric)
+        scored = "Not measured" if score is None else f"{rule.metric} {score:g}"
+        version = self.store.register(rule.model, document["model"], model_id, run_id, scored)
         if rule.promote == "auto":
             test = self.folder / FILES / Path(self.config.test).name
             by = Comparison(self.config, rule, test, document[SETTINGS])

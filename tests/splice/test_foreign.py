@@ -1,6 +1,7 @@
 """A project that isn't ours: no torch, no digits, stages and a model of its own."""
 
 import ast
+import json
 import os
 import shutil
 import signal
@@ -263,6 +264,33 @@ def test_an_experiment_from_the_run_cache_leads_to_the_run_of_its_model_even_a_d
     (restored,) = foreign.runs()
     assert_tells_the_result(foreign, restored, "restored")
     assert restored.info.run_id in foreign.splice("find", "again").stdout
+
+
+def test_the_view_of_the_runs_shows_the_metric_and_the_parameters_that_differ(
+    foreign: Foreign,
+) -> None:
+    foreign.params({"fit.seed": 21})
+    foreign.dvc("repro")
+    foreign.splice("sync", "--wait", "60")
+    store = foreign.store()
+    path = store.view("solar", ["error"])
+    (experiment,) = store.client.search_experiments(filter_string="name = 'solar'")
+    assert f"/experiments/{experiment.experiment_id}/runs" in path
+    state = json.loads(experiment.tags["mlflow.sharedViewState.splice"])
+    assert state["selectedColumns"] == ["metrics.`error`", "params.`seed`"]
+
+    version = store.version_of("solar-plane", md5(foreign.model))
+    assert version is not None
+    assert f"error {foreign.error():g}. Commit `{foreign.git('rev-parse', 'HEAD')}`" in str(
+        version.description
+    )
+    run = store.run_of_model(md5(foreign.model))
+    assert run is not None
+    logged = store.client.get_logged_model(str(store.model_id(run.info.run_id)))
+    assert logged.name == "solar-plane"
+    assert json.loads(logged.tags["mlflow.modelVersions"]) == [
+        {"name": "solar-plane", "version": str(version.version)}
+    ]
 
 
 def test_a_metric_that_mlflow_would_refuse_gets_a_name_of_its_own() -> None:
