@@ -49,6 +49,7 @@ class Registry:
         model: name in MLflow's model registry.
         promote: manual, or auto: an evaluation that is delivered may change the champion.
         metric: what is compared.
+        threshold: what a champion must reach of it; None: anything.
         direction: of the metric: max or min.
         least_gain: how much better than the champion; 0: better at all.
         class_drop: by how much each of the `class_metrics` may fall.
@@ -60,13 +61,14 @@ class Registry:
         StrictStr, Field(pattern=r"^[\w./ -]{0,100}\Z", description="the name of a metric")
     ]
     direction: Literal["max", "min"]
+    threshold: StrictFloat | None
     least_gain: Annotated[StrictFloat, Field(ge=0, le=1_000_000)]
     class_drop: Annotated[StrictFloat, Field(ge=0, le=1)]
 
 
 # Not MLflow's own experiment Default, whose artifacts it keeps elsewhere.
 TRACKING = Tracking(enabled=True, experiment="dvc", patience=5.0)
-REGISTRY = Registry("model", "manual", "", "max", least_gain=0.0, class_drop=0.0)
+REGISTRY = Registry("model", "manual", "", "max", None, least_gain=0.0, class_drop=0.0)
 
 
 @dataclass(frozen=True, config=CHECKED)

@@ -12,7 +12,7 @@ from typing import Any
 
 from splice import outbox
 from splice.code import KEPT
-from splice.config import Config, Registry
+from splice.config import REGISTRY, Config, Registry
 from splice.errors import Rejected, UserError
 from splice.files import sync, write_json
 from splice.join import CODE, RULE, SETTINGS
@@ -282,7 +282,7 @@ class Delivery:
 
     def _register(self, model_id: str, run_id: str, document: dict[str, Any]) -> None:
         self.say("sending", "")
-        rule = Registry(**document[RULE])
+        rule = Registry(**{**vars(REGISTRY), **document[RULE]})
         score = document["scores"].get(rule.metric)
         scored = "Not measured" if score is None else f"{rule.metric} {score:g}"
         version = self.store.register(rule.model, document["model"], model_id, run_id, scored)

@@ -60,6 +60,7 @@ CHAMPION, CHALLENGER = "champion", "challenger"
 METRICS_A_CALL, PARAMS_A_CALL = 1000, 100
 SHARED_VIEW, VIEW = "mlflow.sharedViewState.", "splice"
 COMPARED_RUNS, COMPARED_PARAMS = 200, 6
+SEARCHED_VERSIONS = 1000
 CONNECTIONS_TRIED = 3
 LONGEST_TAG, LONGEST_PARAM, LONGEST_REASON = 5000, 6000, 300
 REJECTIONS = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_DOES_NOT_EXIST", "INVALID_STATE")
@@ -374,6 +375,12 @@ class Store:
         condition = f"name = '{name}' and tags.`{MODEL}` = '{md5}'"
         found = self.client.search_model_versions(condition)
         return min(found, key=lambda version: int(version.version), default=None)
+
+    def versions(self, name: str) -> list[ModelVersion]:
+        """The registered versions that are model files of a DVC project, by number."""
+        found = self.client.search_model_versions(f"name = '{name}'", SEARCHED_VERSIONS)
+        ours = [version for version in found if MODEL in version.tags]
+        return sorted(ours, key=lambda version: int(version.version))
 
     def register(self, name: str, md5: str, model_id: str, run_id: str, scored: str) -> str:
         """Register a model as a new version, named challenger; once for each model file.

@@ -60,9 +60,12 @@ def compare(
     """
     if rule.metric not in challenger:
         raise UserError(f"registry.metric is {rule.metric!r}, which no evaluation has; change it")
+    sign, value = 1 if rule.direction == "max" else -1, challenger[rule.metric]
+    if rule.threshold is not None and sign * (value - rule.threshold) < 0:
+        least = f"registry.threshold is {rule.threshold:g}"
+        return Verdict(False, f"{rule.metric} {value:g} is not enough: {least}")
     if champion is None:
-        return Verdict(True, f"first champion, {rule.metric} {challenger[rule.metric]:g}")
-    sign = 1 if rule.direction == "max" else -1
+        return Verdict(True, f"first champion, {rule.metric} {value:g}")
     gain = round(sign * (challenger[rule.metric] - champion[rule.metric]), 9)
     numbers = f"{rule.metric} {challenger[rule.metric]:g} against {champion[rule.metric]:g}"
     if gain < rule.least_gain or gain <= 0 == rule.least_gain:
@@ -92,7 +95,8 @@ def promote(
     Args:
         store: where the registry is.
         by: how versions are compared.
-        version: which one; None for the challenger.
+        version: which one; None for the best of those that were measured on the test data and
+            not rolled back, or the challenger if there is none.
         force: don't ask the rule.
         again: also one that was rolled back.
         dry_run: change neither champion nor tags.
@@ -101,8 +105,8 @@ def promote(
         UserError: there is no such version, or the test data is missing.
     """
     model = by.rule.model
-    candidate = _version(store, model, version)
     champion = store.alias(model, CHAMPION)
+    candidate = _version(store, model, version) if version else _best(store, champion, by)
     if champion is not None and champion.version == candidate.version:
         return Verdict(False, f"version {candidate.version} is the champion already")
     rolled_back = candidate.tags.get(ROLLED_BACK)
@@ -153,12 +157,30 @@ def _now() -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S UTC", time.gmtime())
 
 
-def _version(store: Store, model: str, version: str | None) -> Any:
-    if version is None:
-        found = store.alias(model, CHALLENGER)
-        if found is None:
-            raise UserError(f"{model} has no {CHALLENGER}; `dvc repro` and `splice sync` make one")
-        return found
+def _best(store: Store, champion: Any, by: Comparison) -> Any:
+    """The version that does best on the test data, the champion and what was rolled back left out.
+
+    The newest one may have been rolled back: then that is said.
+    """
+    newest = store.alias(by.rule.model, CHALLENGER)
+    if newest is None:
+        raise UserError(
+            f"{by.rule.model} has no {CHALLENGER}; `dvc repro` and `splice sync` make one"
+        )
+    sign, test = 1 if by.rule.direction == "max" else -1, md5(by.test)
+    measured = []
+    for version in store.versions(by.rule.model):
+        fresh = version.version == newest.version or ROLLED_BACK not in version.tags
+        if fresh and (champion is None or version.version != champion.version):
+            identity = digest(evaluation_identity(version.tags[MODEL], test, by.settings))
+            for run in store.evaluations(identity, version.tags[MODEL])[:1]:
+                if by.rule.metric in run.data.metrics:
+                    measured.append((sign * run.data.metrics[by.rule.metric], version))
+    best = max(measured, key=lambda one: (one[0], int(one[1].version)), default=None)
+    return newest if best is None else best[1]
+
+
+def _version(store: Store, model: str, version: str) -> Any:
     named = store.version(model, version)
     if named is None:
         raise UserError(f"{model} has no version {version}")

@@ -266,6 +266,18 @@ def test_an_experiment_from_the_run_cache_leads_to_the_run_of_its_model_even_a_d
     assert restored.info.run_id in foreign.splice("find", "again").stdout
 
 
+def test_the_best_version_is_promoted_and_not_the_newest(foreign: Foreign) -> None:
+    better = foreign.error()
+    foreign.params({"fit.rounds": 10})
+    foreign.dvc("repro")
+    foreign.splice("sync", "--wait", "60")
+    assert foreign.error() > better
+    assert f"first champion, error {better:g}" in foreign.splice("promote").stdout
+    refused = foreign.splice("promote", check=False)
+    assert refused.returncode == 1
+    assert f"error {foreign.error():g} against {better:g}" in refused.stdout
+
+
 def test_the_view_of_the_runs_shows_the_metric_and_the_parameters_that_differ(
     foreign: Foreign,
 ) -> None:

@@ -63,6 +63,15 @@ def test_a_challenger_must_gain_what_the_rule_says(
     assert compare(scores(0.9 + gain), scores(0.9), rule).promoted is promoted
 
 
+def test_the_first_champion_too_must_reach_the_threshold() -> None:
+    verdict = compare(scores(0.15), None, replace(RULE, threshold=0.2))
+    assert not verdict.promoted
+    assert verdict.why == "test/accuracy 0.15 is not enough: registry.threshold is 0.2"
+    assert compare(scores(0.2), None, replace(RULE, threshold=0.2)).promoted
+    loss = replace(RULE, metric="test/loss", direction="min", class_drop=1.0, threshold=0.01)
+    assert not compare(scores(0.15), None, loss).promoted
+
+
 def test_where_less_is_better_the_direction_turns() -> None:
     rule = replace(RULE, metric="test/loss", direction="min", class_drop=1.0)
     assert compare(scores(0.95), scores(0.9), rule).promoted
