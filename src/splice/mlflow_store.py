@@ -476,12 +476,12 @@ def connect(config: Config) -> Store:
         Unreachable: it can't be reached, or its address means nothing.
     """
     try:
-        if not os.environ.get("MLFLOW_TRACKING_URI"):
-            _make_database(config.database, config.box.parent)
+        if (file := config.store_file) is not None:
+            _make_database(file, config.box.parent if file == config.database else file.parent)
         follow(config)
         store = Store(config.home, config.store)
+        store.id = config.store_id  # of the file as it is before it is opened
         store.ping()
-        store.id = config.store_id
     except Exception as error:
         raise Unreachable(str(as_failure(error))) from error
     return store
@@ -518,23 +518,25 @@ def _move_if_first(source: Path, target: Path) -> None:
 
 def as_failure(error: Exception) -> Rejected | Unreachable:
     """What an exception out of the store means, in one short line without secrets."""
-    message = redact(_reason(error))[:LONGEST_REASON] or type(error).__name__
     code = getattr(error, "error_code", "")
     damaged = isinstance(error, UserError)  # a file of the entry: it stays so
-    return Rejected(message) if damaged or code in REJECTIONS else Unreachable(message)
+    rejected = damaged or code in REJECTIONS
+    message = redact(_short(error if rejected else _first_cause(error)))[:LONGEST_REASON]
+    return Rejected(message) if rejected else Unreachable(message)
 
 
-def _reason(error: Exception) -> str:
-    """What the operating system or the server said, without what libraries wrap around it."""
-    said, cause = "", error.__cause__ or error.__context__
-    while cause is not None:
-        if isinstance(cause, OSError):
-            said = cause.strerror or str(cause)
-        cause = cause.__cause__ or cause.__context__
-    text = " ".join(str(error).split())
+def _first_cause(error: BaseException) -> BaseException:
+    """What the operating system or the server said, which libraries have wrapped up."""
+    while (cause := error.__cause__ or error.__context__) is not None:
+        error = cause
+    return error
+
+
+def _short(error: BaseException) -> str:
+    text = " ".join((getattr(error, "strerror", None) or str(error)).split())
     for noise in (". Response body", " [SQL:", " (Background on this error"):
         text = text.partition(noise)[0]
-    return said.lower() or text
+    return text or type(error).__name__
 
 
 def _schema(arrays: Mapping[str, tuple[str, Sequence[int]]]) -> dict[str, Any]:

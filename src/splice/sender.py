@@ -41,10 +41,13 @@ class Status:
     environment: str
     what: str = ""
     detail: str = ""
+    failing: bool = False  # what is tried meanwhile is not worth saying
 
     def say(self, what: str, detail: str) -> None:
         """Write what is being done, since now; a state that lasts keeps its beginning."""
         if what == self.what != "sending" and detail == self.detail:
+            return
+        if self.failing and what in ("connecting", "sending"):
             return
         self.what, self.detail = what, detail
         doing = outbox.Doing(os.getpid(), what, detail, time.time(), self.environment)
@@ -114,11 +117,11 @@ def _deliver_until_idle(config: Config, status: Status, lock: IO[str]) -> None:
             if store.id != config.store_id:  # its file was replaced, to which mlflow holds on
                 raise Restart(config.root.name)
             deliver_all(store, config, status.say)
-            failures, last_good = 0, time.monotonic()
+            failures, last_good, status.failing = 0, time.monotonic(), False
             status.say("idle", "")
         except Unreachable as error:
             since = since if failures else time.strftime("%H:%M:%S")
-            failures += 1
+            failures, status.failing = failures + 1, True
             status.say("waiting", f"{where}: {error} (since {since})")
         in_outage = failures and time.monotonic() - last_good < OUTAGE_SECONDS
         if someone_writes or in_outage or (had_work and not failures):

@@ -136,7 +136,7 @@ def test_what_the_store_rejects_is_said_and_holds_nobody(finished: Project) -> N
 
     journal.write_text(journal.read_text().replace('"train.seed?"', '"train.seed"'))
     said = finished.splice("sync", "--again", "--wait", "60").stdout
-    assert "not written for this model" in said  # which was not evaluated
+    assert "the model here is not evaluated yet" in said
     assert "pending  0 of 0 entries" in finished.splice("status").stdout
 
 

@@ -114,7 +114,7 @@ def test_no_secret_is_in_any_file_tag_artifact_or_output(
     location = f"s3://{team.s3['S3_BUCKET']}/direct"
     project.store().client.create_experiment("direct", location)
     project.params({"train.seed": 205, "train.epochs": 1, "tracking.experiment": "direct"})
-    recipe = project.root / "recipes" / "original"
+    recipe = project.root / "recipes" / "original.yaml"
     recipe.write_text(recipe.read_text() + f"# {' and '.join(team.secrets)}\n")
 
     outputs = [project.stage(name).stdout for name in ("train", "evaluate")]
