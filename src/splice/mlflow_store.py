@@ -91,13 +91,11 @@ class Store:
     Args:
         root: of the main checkout, where a local store keeps its artifacts.
         uri: the store's address.
-
-    Attributes:
-        id: which store that is, once it was reached.
+        identity: which store that is: `Config.store_id`.
     """
 
-    def __init__(self, root: Path, uri: str) -> None:
-        self.root, self.uri, self.id = root, uri, ""
+    def __init__(self, root: Path, uri: str, identity: str = "") -> None:
+        self.root, self.uri, self.id = root, uri, identity
         if not self.uri.startswith("http"):
             from mlflow.store.db import utils
 
@@ -479,8 +477,8 @@ def connect(config: Config) -> Store:
         if (file := config.store_file) is not None:
             _make_database(file, config.box.parent if file == config.database else file.parent)
         follow(config)
-        store = Store(config.home, config.store)
-        store.id = config.store_id  # of the file as it is before it is opened
+        identity = config.store_id  # before the file is opened, which may be replaced meanwhile
+        store = Store(config.home, config.store, identity)
         store.ping()
     except Exception as error:
         raise Unreachable(str(as_failure(error))) from error
