@@ -91,7 +91,7 @@ def test_an_outage_at_the_start_in_the_middle_and_at_the_end_loses_nothing(
         assert "Traceback" not in refused.stdout
 
         proxy.mode = "pass"
-        project.splice("sync", "--wait", "60")
+        project.deliver()
     assert "pending  0 of 0 entries" in project.splice("status").stdout
     assert_nothing_lost(project, team.server, journals)
 
@@ -137,6 +137,7 @@ def test_what_the_store_rejects_is_said_and_holds_nobody(finished: Project) -> N
     journal.write_text(journal.read_text().replace('"train.seed?"', '"train.seed"'))
     said = finished.splice("sync", "--again", "--wait", "60").stdout
     assert "the model here is not evaluated yet" in said
+    finished.deliver()
     assert "pending  0 of 0 entries" in finished.splice("status").stdout
 
 
