@@ -41,8 +41,9 @@ from urllib.parse import urlsplit
 HOST = "127.0.0.1"
 START_SECONDS = 120.0
 STOP_SECONDS = 5.0
+LATE_SECONDS = 3.0
 
-Mode = Literal["pass", "refuse", "hang", "error", "cut", "half"]
+Mode = Literal["pass", "refuse", "hang", "error", "cut", "half", "late"]
 
 __all__ = [
     "FaultyProxy",
@@ -591,6 +592,7 @@ def mirror(folder: Path) -> Iterator[str]:
 
 # --------------------------------------------------------------------------- proxy
 
+_MADE_LATE = ("/runs/create", "/logged-models", "/model-versions/create")
 _CONNECTION_HEADERS = frozenset(
     {
         "connection",
@@ -670,7 +672,10 @@ class _Handler(BaseHTTPRequestHandler):
         mode = proxy._mode_unless_held()
         if mode == "error":
             self._send(_error_answer())
-        elif mode in ("pass", "cut", "half"):
+        elif mode == "late" and self.command == "POST" and self.path.endswith(_MADE_LATE):
+            self.close_connection = True
+            threading.Timer(LATE_SECONDS, self._forward, [body]).start()
+        elif mode in ("pass", "cut", "half", "late"):
             self._answer(self._forward(body))
         else:
             self.close_connection = True
@@ -718,7 +723,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self, answer: _Answer | None) -> None:
         """Give the client what the mode in force now lets through."""
         mode = self.server.proxy._mode_unless_held()
-        if answer is not None and mode == "pass":
+        if answer is not None and mode in ("pass", "late"):
             self._send(answer)
         elif mode == "error":
             self._send(_error_answer())
@@ -760,6 +765,9 @@ class FaultyProxy:
       before the mode was set.
     - ``cut``: the server handles the request, then the connection is closed without an answer.
     - ``half``: the server handles the request, then the client gets half of the answer.
+    - ``late``: where MLflow is asked to make a run or a model, the connection is closed without an
+      answer, and only then the server gets the request: what a client takes for lost happens
+      after its next try. All else goes through.
 
     When the server itself cannot be reached, the connection is closed without an answer.
     """

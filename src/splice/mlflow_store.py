@@ -264,8 +264,19 @@ class Store:
         self.client.update_run(run_id, status="RUNNING")
 
     def end(self, run_id: str, status: str, time: int) -> None:
-        """Say how a run ended: FINISHED, FAILED or KILLED."""
+        """Say how a run ended: FINISHED, FAILED or KILLED; delete what was begun in its stead.
+
+        A request that gets no answer may still be done, after it was made again.
+        """
         self.client.set_terminated(run_id, status, time)
+        tags = self.client.get_run(run_id).data.tags
+        for key in tags.keys() & {ENTRY, EVALUATION_ENTRY}:
+            for run in self.tagged({key: tags[key]}):
+                if run.info.run_id != run_id and not _is_ended(run):
+                    self._fold(run.info.run_id, run_id)
+        for model in self._models_of(run_id):
+            if model.status != LoggedModelStatus.READY:
+                self.client.delete_logged_model(model.model_id)
 
     def fold(self, same: Callable[[], list[Run]]) -> str:
         """Leave one of the finished runs with the same result, the first by rank.
@@ -290,7 +301,7 @@ class Store:
     def _fold(self, duplicate: str, original: str) -> None:
         run = self.client.get_run(duplicate)
         self.tag(duplicate, {DUPLICATE: original})
-        if run.data.tags.get(ORIGIN) == "trained":
+        if run.data.tags.get(ORIGIN) == "trained" and _is_finished(run):
             tags = run.data.tags
             how = [tags[name] for name in ENVIRONMENT if name in tags]
             said = f"same bytes again, at {tags.get('git.commit')}, with {', '.join(how)}"
@@ -319,12 +330,17 @@ class Store:
         if known is not None:
             return known
         run = self.client.get_run(run_id)
-        logged = self._begun_model(run) or self.client.create_logged_model(
-            run.info.experiment_id,
-            name=name,
-            source_run_id=run_id,
-            tags={MODEL: md5},
-            params=dict(run.data.params),
+        begun = self._models_of(run_id)  # an upload was cut short
+        logged = (
+            begun[0]
+            if begun
+            else self.client.create_logged_model(
+                run.info.experiment_id,
+                name=name,
+                source_run_id=run_id,
+                tags={MODEL: md5},
+                params=dict(run.data.params),
+            )
         )
         # Not by Model.load, which decodes a path as if it were an address.
         model = Model.from_dict(yaml.safe_load((folder / "MLmodel").read_text()))
@@ -336,11 +352,11 @@ class Store:
         self.client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step=0)])
         return str(logged.model_id)
 
-    def _begun_model(self, run: Run) -> LoggedModel | None:
-        """A logged model of this run whose upload was cut short."""
-        condition = f"source_run_id = '{run.info.run_id}'"
-        found = self.client.search_logged_models([run.info.experiment_id], condition)
-        return found[0] if found else None
+    def _models_of(self, run_id: str) -> list[LoggedModel]:
+        """The logged models of a run, whole or not."""
+        experiment = self.client.get_run(run_id).info.experiment_id
+        found = self.client.search_logged_models([experiment], f"source_run_id = '{run_id}'")
+        return list(found)
 
     def scores(
         self,
@@ -370,15 +386,19 @@ class Store:
 
     def version_of(self, name: str, md5: str) -> ModelVersion | None:
         """The registered version that is this model file."""
-        condition = f"name = '{name}' and tags.`{MODEL}` = '{md5}'"
-        found = self.client.search_model_versions(condition)
-        return min(found, key=lambda version: int(version.version), default=None)
+        return next(iter(self._versions(name, f" and tags.`{MODEL}` = '{md5}'")), None)
 
     def versions(self, name: str) -> list[ModelVersion]:
-        """The registered versions that are model files of a DVC project, by number."""
-        found = self.client.search_model_versions(f"name = '{name}'", SEARCHED_VERSIONS)
-        ours = [version for version in found if MODEL in version.tags]
-        return sorted(ours, key=lambda version: int(version.version))
+        """The registered versions that are model files of a DVC project, one each, by number."""
+        found: dict[str, ModelVersion] = {}
+        for version in self._versions(name):
+            if MODEL in version.tags:
+                found.setdefault(version.tags[MODEL], version)
+        return list(found.values())
+
+    def _versions(self, name: str, condition: str = "") -> list[ModelVersion]:
+        found = self.client.search_model_versions(f"name = '{name}'{condition}", SEARCHED_VERSIONS)
+        return sorted(found, key=lambda version: int(version.version))
 
     def register(self, name: str, md5: str, model_id: str, run_id: str, scored: str) -> str:
         """Register a model as a new version, named challenger; once for each model file.
@@ -410,10 +430,10 @@ class Store:
                 model_id=model_id,
             )
             version = self.version_of(name, md5) or made
-            if version.version != made.version:  # another client was faster
-                self.client.delete_model_version(name, made.version)
             shown = json.dumps([{"name": name, "version": str(version.version)}])
             self.client.set_logged_model_tags(model_id, {MLFLOW_MODEL_VERSIONS: shown})
+        for twin in self._versions(name, f" and tags.`{MODEL}` = '{md5}'")[1:]:
+            _if_there(self.client.delete_model_version, name, twin.version)  # others do it too
         challenger = self.alias(name, CHALLENGER)
         if challenger is None or int(challenger.version) < int(version.version):
             self.client.set_registered_model_alias(name, CHALLENGER, version.version)
@@ -456,6 +476,10 @@ def _since(run: Run) -> int:
 
 def _is_finished(run: Run) -> bool:
     return str(run.info.status) == "FINISHED"
+
+
+def _is_ended(run: Run) -> bool:
+    return str(run.info.status) in ("FINISHED", "FAILED", "KILLED")
 
 
 def _if_there(get: Callable[..., Found], *which: str) -> Found | None:

@@ -24,7 +24,7 @@ from conftest import Project, environment, working_tree  # noqa: E402
 from journals import Count, arrived, compare, kept, written  # noqa: E402
 from servers import FaultyProxy, MlflowServer, Mode, mlflow_server  # noqa: E402
 
-FAULTS: tuple[Mode, ...] = ("refuse", "hang", "error", "cut", "half")
+FAULTS: tuple[Mode, ...] = ("refuse", "hang", "error", "cut", "half", "late")
 KILLED_ONE_IN = 12
 LONGEST_OUTAGE, LONGEST_GAP, LONGEST_WAIT = 3.0, 1.5, 6.0  # seconds
 DELIVERY_SECONDS = 300

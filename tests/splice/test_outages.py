@@ -15,8 +15,9 @@ from journals import arrived, compare, delivered_bytes, kept, written
 from servers import FaultyProxy, MlflowServer, Mode
 from splice import outbox
 from splice.files import md5
+from splice.mlflow_store import ENTRY
 
-MODES: tuple[Mode, ...] = ("refuse", "hang", "error", "cut", "half")
+MODES: tuple[Mode, ...] = ("refuse", "hang", "error", "cut", "half", "late")
 LONG = ("error", "cut")  # the harness has them too
 A_FEW_SECONDS = 5  # tracking.patience in params.yaml
 ONE_REQUEST = 10  # the sender's longest time-out
@@ -31,9 +32,9 @@ def delivered(box: Path) -> int:
 
 
 def assert_nothing_lost(project: Project, server: MlflowServer, journals: list[Path]) -> None:
-    client = MlflowClient(server.uri)
-    run = project.with_env(MLFLOW_TRACKING_URI=server.uri).store().run_of_model(md5(project.model))
-    assert run is not None
+    client, entry = MlflowClient(server.uri), journals[-1].parent.name
+    (run,) = project.with_env(MLFLOW_TRACKING_URI=server.uri).store().tagged({ENTRY: entry})
+    assert run.data.tags["dvc.model"] == md5(project.model)
     got = arrived(client, run.info.run_id)
     count = compare(written(journals), got)
     assert count.is_clean, count
@@ -62,14 +63,18 @@ def test_an_outage_at_the_start_in_the_middle_and_at_the_end_loses_nothing(
     mode: Mode, team: Team, proxy: FaultyProxy, behind_proxy: Project, tmp_path: Path
 ) -> None:
     project = behind_proxy
+    epochs = 20 if mode == "late" else 4  # the first run is made while it trains
     project.params(
-        {"train.seed": 100 + MODES.index(mode), "train.epochs": 4, "tracking.patience": 1}
+        {"train.seed": 100 + MODES.index(mode), "train.epochs": epochs, "tracking.patience": 1}
     )
     proxy.mode = mode
     with kept(project.outbox, tmp_path / "journals") as journals:
         command = ["python", "src/train.py"]
         training = subprocess.Popen(command, cwd=project.root, env=project.env)
         while not journals:  # the outage is older than the training
+            assert training.poll() is None
+            time.sleep(0.01)
+        while mode == "late" and not any("runs/create" in path for path in proxy.forwarded):
             assert training.poll() is None
             time.sleep(0.01)
         proxy.mode = "pass"
