@@ -92,7 +92,7 @@ class Project:
         return done
 
     def wake(self, **how: Any) -> None:
-        """Have a sender that is sooner there than the one a stage would start."""
+        """Have a sender that is there sooner than one a stage would start, and gives no way."""
         env = self.env | {name: value for name, value in how.items() if name.isupper()}
         deciding = {key: value for key, value in env.items() if key.startswith(outbox.ENVIRONMENT)}
         deciding["home"] = str(self.root.resolve())
@@ -107,7 +107,8 @@ class Project:
             code = self.outbox / KEPT / keep(config)
             env |= {"DVC_ROOT": str(self.root)}
             env["PYTHONPATH"] = os.pathsep.join([str(self.root / "src"), env.get("PYTHONPATH", "")])
-            command, log = ("-m", "splice.sender", str(code)), self.outbox / ".sender.log"
+            command = ("-m", "splice.sender", str(code), outbox.HURRIED)
+            log = self.outbox / ".sender.log"
             sender = forked.start(*command, folder=self.root, env=env, output=log, group=0)
             while sender.is_alive() and not outbox.is_locked(self.outbox / ".sender.lock"):
                 time.sleep(0.01)

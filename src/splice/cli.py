@@ -114,7 +114,7 @@ def _sync(arguments: argparse.Namespace, config: Config) -> None:
         damage = f"the results here are not delivered: {error}"
     count = len(outbox.pending(box, config.store_id))
     if count:
-        outbox.start_sender(config)
+        outbox.start_sender(config, hurried=True)
         if reason := Join(config).wait(arguments.wait):
             store = config.store_id
             pending = outbox.pending(box, store)

@@ -33,6 +33,9 @@ Point = tuple[str, float, int]  # key, value, step
 JOURNAL, FILES, SENT, DELIVERED = "journal.jsonl", "files", "sent.json", ".delivered"
 RESTART_SECONDS = (1.0, 6.0, 6.0, 6.0)  # how long a sender may take to come up
 HANG_SECONDS = 20.0  # beyond the sender's own time-outs: it is stuck
+STOP_SECONDS = 5.0
+HURRY_SECONDS = 6.0  # without progress: on a busy machine, one that gives way may not get on
+HURRIED = "--hurried"
 ENVIRONMENT = ("MLFLOW_", "AWS_", "GOOGLE_", "AZURE_", "DATABRICKS_")
 
 
@@ -224,10 +227,13 @@ class Doing(NamedTuple):
     detail: str
     since: float
     environment: str
+    hurried: bool
 
 
-def start_sender(config: Config) -> None:
+def start_sender(config: Config, *, hurried: bool = False) -> None:
     """Have a sender run for a project's outbox: in the background, never in the way.
+
+    One that is `hurried`, for somebody waits, doesn't give way to other programs.
 
     It has no terminal and its own process group, so Ctrl-C and a closed pipe don't reach it;
     it ends by itself when nothing is left to send.
@@ -243,7 +249,7 @@ def start_sender(config: Config) -> None:
     source, code = str(Path(__file__).resolve().parents[1]), config.box / KEPT / keep(config)
     with (config.box / ".sender.log").open("ab") as log:
         subprocess.Popen(
-            [sys.executable, "-m", "splice.sender", str(code)],
+            [sys.executable, "-m", "splice.sender", str(code), *([HURRIED] if hurried else [])],
             cwd=config.home,
             env={
                 **os.environ,
@@ -276,10 +282,10 @@ def wait(config: Config, patience: float) -> str:
     `patience` seconds.
     """
     outbox, store = config.box, config.store_id
-    moved = time.monotonic()
+    began, moved = time.time(), time.monotonic()
     restart = moved + RESTART_SECONDS[0]
     left: dict[str, int] = {}
-    restarts, failure = 1, ""
+    restarts, failure, hurried = 1, "", False
     while waiting := {folder.name: unsent(folder, store) for folder in deliverable(outbox, store)}:
         doing = sender(outbox) if is_locked(outbox / ".sender.lock") else None
         if waiting != left or (doing is not None and doing.what in ("starting", "preparing")):
@@ -287,10 +293,14 @@ def wait(config: Config, patience: float) -> str:
         if doing is None and time.monotonic() > restart:
             if restarts == len(RESTART_SECONDS):
                 return f"the sender does not run; see {outbox / '.sender.log'}"
-            start_sender(config)
+            start_sender(config, hurried=True)
             restart = time.monotonic() + RESTART_SECONDS[restarts]
             restarts += 1
         elif doing is not None:
+            if not hurried and _is_starved(doing, began):
+                hurried = True
+                _stop(doing.pid, outbox)
+                start_sender(config, hurried=True)
             restart = time.monotonic() + RESTART_SECONDS[0]
             failure = doing.detail if doing.what == "waiting" else failure
         stuck = time.monotonic() - moved
@@ -299,6 +309,12 @@ def wait(config: Config, patience: float) -> str:
         time.sleep(0.02)
         store = config.store_id  # which may not have been made before
     return next(filter(None, (rejection(folder, store) for folder in entries(outbox))), "")
+
+
+def _is_starved(doing: Doing, began: float) -> bool:
+    """Whether a sender that gives way has not got on since `began`, and not for an outage."""
+    lasts = time.time() - max(doing.since, began)
+    return not doing.hurried and doing.what != "waiting" and lasts > HURRY_SECONDS
 
 
 # What the sender delivered, it remembers of one store, named by its `store_id`: another gets
@@ -392,12 +408,13 @@ def _stop(pid: int, outbox: Path) -> None:
         process = psutil.Process(pid)
         if "splice.sender" not in process.cmdline():
             return  # the file is of an earlier sender, and its number is another's now
-        process.send_signal(signal.SIGTERM)
+        for how in (signal.SIGTERM, signal.SIGKILL):
+            process.send_signal(how)
+            deadline = time.monotonic() + STOP_SECONDS
+            while is_locked(outbox / ".sender.lock") and time.monotonic() < deadline:
+                time.sleep(0.02)
     except psutil.Error:
-        return
-    deadline = time.monotonic() + 10
-    while is_locked(outbox / ".sender.lock") and time.monotonic() < deadline:
-        time.sleep(0.02)
+        return  # it is gone
 
 
 def _claim(outbox: Path, key: str) -> tuple[Path, IO[str]]:

@@ -39,6 +39,7 @@ class Status:
 
     folder: Path
     environment: str
+    hurried: bool
     what: str = ""
     detail: str = ""
     failing: bool = False  # what is tried meanwhile is not worth saying
@@ -50,18 +51,25 @@ class Status:
         if self.failing and what in ("connecting", "sending"):
             return
         self.what, self.detail = what, detail
-        doing = outbox.Doing(os.getpid(), what, detail, time.time(), self.environment)
+        doing = outbox.Doing(os.getpid(), what, detail, time.time(), self.environment, self.hurried)
         write_json(self.folder / ".sender.json", doing._asdict())
 
 
-def main(config: Config) -> None:
-    """Deliver until there is nothing left to do."""
+def main(config: Config, *, hurried: bool) -> None:
+    """Deliver until there is nothing left to do.
+
+    Args:
+        config: of the project.
+        hurried: somebody waits: run as other programs do, until a training is written.
+    """
     lock = (config.box / ".sender.lock").open("a")
     if not _taken(lock):
         return
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    _give_way()
-    status = Status(config.box, outbox.environment(config.home))  # before mlflow adds its own
+    if not hurried:
+        _give_way()
+    environment = outbox.environment(config.home)  # before mlflow adds its own
+    status = Status(config.box, environment, hurried)
     status.say("starting", "")
     forget(config.box, {config.root.name, *_needed(config.box)})
     from splice.delivery import Restart  # takes seconds: after the lock
@@ -70,7 +78,8 @@ def main(config: Config) -> None:
         _deliver_until_idle(config, status, lock)
     except Restart as needed:
         code = str(config.box / KEPT / str(needed))
-        os.execve(sys.executable, [sys.executable, "-m", "splice.sender", code], ENVIRONMENT)  # noqa: S606
+        again = [sys.executable, "-m", "splice.sender", code, *sys.argv[2:]]
+        os.execve(sys.executable, again, ENVIRONMENT)  # noqa: S606
 
 
 def _needed(folder: Path) -> Iterator[str]:
@@ -109,6 +118,9 @@ def _deliver_until_idle(config: Config, status: Status, lock: IO[str]) -> None:
     where, since = redact(config.store), ""
     while time.monotonic() - last_needed < IDLE_SECONDS and is_same(lock, Path(lock.name)):
         someone_writes = any(map(outbox.is_open, outbox.entries(folder)))
+        if someone_writes and status.hurried:
+            _give_way()
+            status.hurried = False
         had_work = bool(outbox.deliverable(folder, config.store_id))
         try:
             if store is None:
@@ -133,4 +145,4 @@ def _deliver_until_idle(config: Config, status: Status, lock: IO[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(Config.read(Path(sys.argv[1])))
+    main(Config.read(Path(sys.argv[1])), hurried=outbox.HURRIED in sys.argv[2:])

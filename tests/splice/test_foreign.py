@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from mlflow.entities import Run
 from mlflow.utils.validation import MAX_ENTITY_KEY_LENGTH, _validate_metric_name
@@ -341,3 +342,24 @@ def imports(tree: ast.AST) -> Iterator[str]:
                 yield from (alias.name for alias in names)
             case ast.ImportFrom(module=str() as module):
                 yield module
+
+
+def test_a_sender_that_does_not_get_on_makes_way_for_one_that_hurries_when_somebody_waits(
+    foreign: Foreign,
+) -> None:
+    foreign.params({"fit.seed": 41})
+    foreign.stop_sender()
+    repro = subprocess.Popen(["dvc", "repro"], cwd=foreign.root, env=foreign.env)
+    while not outbox.is_locked(foreign.outbox / ".sender.lock"):
+        time.sleep(0.01)
+    while (doing := outbox.sender(foreign.outbox)) is None or not psutil.pid_exists(doing.pid):
+        time.sleep(0.01)
+    os.kill(doing.pid, signal.SIGSTOP)  # as if other programs left it nothing of the processors
+    assert repro.wait() == 0
+    done = foreign.run("python", "-m", "splice.cli", "sync")
+    assert "everything is delivered" in done.stdout or "delivered 2 entries" in done.stdout
+    assert outbox.entries(foreign.outbox) == []
+    hurried = outbox.sender(foreign.outbox)
+    assert hurried is not None
+    assert hurried.hurried
+    assert not psutil.pid_exists(doing.pid)

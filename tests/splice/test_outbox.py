@@ -237,7 +237,7 @@ class Sender:
 
     def say(self, what: str, detail: str = "") -> None:
         pid, environment = self.process.pid, outbox.environment(config(self.box).home)
-        doing = outbox.Doing(pid, what, detail, time.time(), environment)
+        doing = outbox.Doing(pid, what, detail, time.time(), environment, False)
         aside = self.box / ".aside"
         aside.write_text(json.dumps(doing._asdict()))
         aside.replace(self.box / ".sender.json")
