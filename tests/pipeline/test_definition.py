@@ -85,15 +85,15 @@ def test_a_stage_depends_on_its_own_section_of_the_parameters_alone(name: str) -
     assert stages()[name]["params"] == [name]
 
 
-def test_every_parameter_is_explained_in_the_readme() -> None:
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+def test_every_parameter_is_explained_in_the_reference() -> None:
+    reference = (ROOT / "docs" / "reference.md").read_text(encoding="utf-8")
     params = load(ROOT / "params.yaml")
     names = [
         f"`{section}.{key}`"
         for section in params.__dataclass_fields__
         for key in params.section(section)
     ]
-    assert [name for name in names if name not in readme] == []
+    assert [name for name in names if name not in reference] == []
 
 
 @pytest.mark.parametrize("name", STAGES)

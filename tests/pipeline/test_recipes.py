@@ -23,7 +23,7 @@ def test_every_recipe_fits_params_yaml_and_says_what_it_gives(path: Path) -> Non
     assert all(change.count("=") == 1 for change in overrides(path, ROOT / "params.yaml"))
     assert text.startswith("# ")
     assert "%" in text.splitlines()[0]
-    assert f"`make recipe NAME={path.stem}`" in (ROOT / "README.md").read_text()
+    assert f"`make recipe NAME={path.stem}`" in (ROOT / "docs" / "recipes.md").read_text()
 
 
 def test_values_are_written_as_dvc_reads_them(tmp_path: Path) -> None:

@@ -241,7 +241,8 @@ def test_one_sender_serves_all_stages_of_a_pipeline(foreign: Foreign) -> None:
     pipeline = subprocess.Popen(["dvc", "repro", "--quiet"], cwd=foreign.root, env=foreign.env)
     senders = set()
     while pipeline.poll() is None:
-        if (doing := outbox.sender(foreign.outbox)) is not None:
+        doing = outbox.sender(foreign.outbox)
+        if doing is not None and not doing.hurried:  # one that hurries comes on a busy machine
             senders.add(doing.pid)
         time.sleep(0.05)
     assert pipeline.returncode == 0
