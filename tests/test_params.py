@@ -121,9 +121,11 @@ def test_a_missing_key_is_named(name: str) -> None:
         parse(document, HERE)
 
 
-def test_an_unknown_key_is_named_beside_the_known_ones() -> None:
-    with pytest.raises(ParameterError, match=r"train\.epoch .* known here: seed, epochs"):
+def test_an_unknown_key_is_named_beside_the_nearest_one_or_all() -> None:
+    with pytest.raises(ParameterError, match=r"train\.epoch .* did you mean epochs\?"):
         parse(changed("train.epoch", 3), HERE)
+    with pytest.raises(ParameterError, match=r"train\.qqq .* known here: seed, epochs"):
+        parse(changed("train.qqq", 3), HERE)
 
 
 def test_a_key_that_is_no_text_is_named() -> None:

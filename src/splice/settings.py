@@ -3,6 +3,7 @@
 What is allowed is declared once, as a dataclass of pydantic's with types and limits.
 """
 
+import difflib
 import re
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -84,7 +85,9 @@ def _complaint(kind: type[Any], error: ErrorDetails, where: object, prefix: str)
         case "missing":
             return f"{key} is missing from {where}; add it"
         case "unexpected_keyword_argument" | "invalid_key":
-            return f"{key} in {where} is not a parameter; known here: {', '.join(known)}"
+            close = difflib.get_close_matches(str(name), known, n=1)
+            cure = f"did you mean {close[0]}?" if close else f"known here: {', '.join(known)}"
+            return f"{key} in {where} is not a parameter; {cure}"
         case _ if allowed := _allowed(known.get(str(name), {})):
             return f"{key} in {where} is {_shown(error['input'])}; allowed: {allowed}"
     place = f"{key} in {where}" if key else f"{where}"
