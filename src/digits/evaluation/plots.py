@@ -117,8 +117,12 @@ def mistakes(
     """
     columns = 5
     rows = max(1, -(-len(images) // columns))
-    figure = Figure(figsize=(1.5 * columns, 1.75 * rows + 0.4))
-    figure.suptitle(f"The worst {len(images)} of {of:,} mistakes on {asked:,} test images", size=11)
+    height = 1.8 * rows + 0.4
+    figure = Figure(figsize=(1.5 * columns, height))
+    figure.set_layout_engine("none")  # a fixed one is drawn in half the time
+    figure.subplots_adjust(0.01, 0.01, 0.99, 1 - 0.85 / height, 0.1, 0.45)
+    title = f"The worst {len(images)} of {of:,} mistakes on {asked:,} test images"
+    figure.suptitle(title, size=11, y=1 - 0.15 / height)
     for place, axes in enumerate(figure.subplots(rows, columns, squeeze=False).flat):
         axes.set_axis_off()
         if place < len(images):
@@ -180,15 +184,18 @@ def filters(path: Path, weights: Floats) -> None:
     """The filters of a convolution `[filters, channels, height, width]`, their channels' mean."""
     columns = 10
     rows = -(-len(weights) // columns)
-    figure = Figure(figsize=(0.6 * columns + 1, 0.65 * rows + 0.8))
-    figure.suptitle("First layer's filters", size=11)
-    pictures, most = weights.mean(1), float(np.abs(weights.mean(1)).max()) or 1.0
-    every = figure.subplots(rows, columns, squeeze=False)
-    for place, axes in enumerate(every.flat):
-        axes.set_axis_off()
-        if place < len(pictures):
-            drawn = axes.imshow(pictures[place], cmap="PuOr_r", vmin=-most, vmax=most)
-    figure.colorbar(drawn, ax=every, label="weight").outline.set_visible(False)
+    height, width = weights.shape[2] + 1, weights.shape[3] + 1  # a line between two
+    sheet = np.full((rows * height, columns * width), np.nan)
+    for place, picture in enumerate(weights.mean(1)):
+        top, left = place // columns * height, place % columns * width
+        sheet[top : top + height - 1, left : left + width - 1] = picture
+    most = float(np.nanmax(np.abs(sheet))) or 1.0
+    figure = Figure(figsize=(7, 0.6 * rows + 0.8))
+    axes = figure.add_subplot()
+    axes.set_axis_off()
+    axes.set_title("First layer's filters")
+    drawn = axes.imshow(sheet, cmap="PuOr_r", vmin=-most, vmax=most)
+    figure.colorbar(drawn, label="weight").outline.set_visible(False)
     _save(figure, path)
 
 
@@ -214,6 +221,7 @@ def _by_epoch(axes: Axes, epochs: dict[str, npt.NDArray[Any]], what: str, unit: 
                 ms=5,
                 label=f"{split}: {values[-1]:.4g} at the end",
             )
+    axes.set_xlim(0, 1.03 * epochs["epoch"][-1])
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
