@@ -7,6 +7,8 @@ if __name__ == "__main__":
 
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from digits.data import dataset
@@ -44,6 +46,7 @@ def main(params: Params, paths: Paths, _state: State, join: Join) -> None:
         test,
         output.cpu().double().numpy(),
         History.read(paths),
+        _first_filters(net),
         params.evaluate,
         join.identity(),
     )
@@ -90,6 +93,13 @@ def _answers(net: Net, test: Split, device: torch.device, batch_size: int) -> to
             f"out of memory on {device} with evaluate.batch_size {batch_size}; "
             "lower evaluate.batch_size"
         ) from error
+
+
+def _first_filters(net: Net) -> npt.NDArray[np.float64] | None:
+    """Weights of the first convolution `[filters, channels, height, width]`, if there is one."""
+    convolutions = (layer for layer in net.modules() if isinstance(layer, torch.nn.Conv2d))
+    first = next(convolutions, None)
+    return None if first is None else first.weight.detach().cpu().double().numpy()
 
 
 if __name__ == "__main__":

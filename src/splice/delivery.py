@@ -15,7 +15,7 @@ from splice.code import KEPT
 from splice.config import REGISTRY, Config, Registry
 from splice.errors import Rejected, UserError
 from splice.files import sync, write_json
-from splice.join import CODE, RULE, SETTINGS
+from splice.join import CODE, NOTE, RULE, SETTINGS
 from splice.mlflow_store import (
     CONTENT,
     DUPLICATE,
@@ -41,6 +41,7 @@ from splice.registry import Comparison, promote
 _export_lock = threading.Lock()
 
 TIMES_ANEW = 2
+RULER = "\n\n---\n\n"  # Markdown for a line across
 
 Say = Callable[[str, str], None]  # what is being done, detail
 
@@ -335,9 +336,8 @@ class Delivery:
 
     def _keep_earlier(self, run: Any, document: dict[str, Any]) -> None:
         """Numbers that newer ones take the place of, in a child of their own."""
-        values = {
-            key: value for key, value in run.data.metrics.items() if key in document["scores"]
-        }
+        known = self.store.scored(run)
+        values = {key: value for key, value in known.items() if key in document["scores"]}
         if values == document["scores"]:
             return
         entry = f"{self.folder.name}-earlier"
@@ -348,18 +348,34 @@ class Delivery:
             document["experiment"], name, tags, moment, unique=EVALUATION_ENTRY
         )
         self.store.dataset(child, TEST, document["dataset"])
-        self.store.scores(child, values, None, document["dataset"], moment)
+        by_class = self.config.class_metrics
+        self.store.scores(child, values, None, document["dataset"], moment, by_class)
         self.store.end(child, "FINISHED", moment)
 
     def _evaluate(self, run_id: str, model_id: str | None, document: dict[str, Any]) -> None:
         self.say("sending", "")
-        known = self.store.client.get_run(run_id).data.params  # they can't be set anew
-        new = {key: value for key, value in document["params"].items() if key not in known}
-        self.store.params(run_id, new)
+        known = self.store.client.get_run(run_id).data
+        new = {key: value for key, value in document["params"].items() if key not in known.params}
+        self.store.params(run_id, new)  # those that are known can't be set anew
         self.store.dataset(run_id, TEST, document["dataset"])
         self.store.scores(
-            run_id, document["scores"], model_id, document["dataset"], document["time"]
+            run_id,
+            document["scores"],
+            model_id,
+            document["dataset"],
+            document["time"],
+            self.config.class_metrics,
         )
         self.store.artifacts(run_id, self.folder / FILES, document["files"])
         self.store.tag(run_id, document["tags"])
+        if document.get("note"):
+            before = known.tags.get(NOTE, "")
+            self.store.tag(run_id, {NOTE: self._described(run_id, before, document)})
         self.store.end(run_id, "FINISHED", max(document["time"], outbox.now()))
+
+    def _described(self, run_id: str, before: str, document: dict[str, Any]) -> str:
+        """A run's description: first what was measured, its files linked; then how to get it."""
+        said = document["note"]
+        for name in document["files"]:
+            said = said.replace(f"]({name})", f"]({self.store.artifact_address(run_id, name)})")
+        return f"{said}{RULER}{before.rpartition(RULER)[2]}"

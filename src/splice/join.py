@@ -71,6 +71,7 @@ class Evaluation:
         of: what `Join.identity` was when that was measured; None: what it is now.
         params: of the evaluation, by name.
         files: to be logged, by artifact path.
+        note: Markdown that a run's description begins with; links to `files` by artifact path.
         tags: by name.
         dataset: name of the test data; '' for the file's own.
         arrays: what is in the test data, as in Data.
@@ -82,6 +83,7 @@ class Evaluation:
     of: Mapping[str, Any] | None = None
     params: Mapping[str, Any] = field(default_factory=dict)
     files: Mapping[str, Path] = field(default_factory=dict)
+    note: str = ""
     tags: Mapping[str, str] = field(default_factory=dict)
     dataset: str = ""
     arrays: Mapping[str, tuple[str, Sequence[int]]] = field(default_factory=dict)
@@ -207,9 +209,9 @@ class Join:
             CODE: code.keep(self.config),
             "params": {**params},
             "tags": {
-                **self._tags(at, records),
+                **(tags or {}),  # first what can be read at a glance, then the hashes
                 **provenance.environment(self.config.root / self.config.packages),
-                **(tags or {}),
+                **self._tags(at, records),
                 NOTE: note.text(),
             },
             "datasets": records,
@@ -276,6 +278,7 @@ class Join:
             "scores": {metric_name(name): value for name, value in evaluation.metrics.items()},
             "params": {**evaluation.params},
             "files": sorted(evaluation.files),
+            "note": evaluation.note,
             "example": evaluation.example,
             "dataset": evaluation.data(config.test).record(same["test"]),
             "tags": {
@@ -323,8 +326,8 @@ class Join:
         return {
             "name": f"restored-{same['model'][:8]}",
             "tags": {
-                **self._tags(at, records),
                 **trained.tags,
+                **self._tags(at, records),
                 NOTE: f"Restored by DVC, not trained here.\n\n{note}",
             },
             "params": {**trained.params},

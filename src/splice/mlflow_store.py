@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import quote
 
 # Read by mlflow when it is imported: fail soon, the outbox does the retrying.
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
@@ -56,6 +57,7 @@ ORIGIN, PARENT, DUPLICATE = "origin", "mlflow.parentRunId", "duplicate_of"
 ENVIRONMENT = ("env.python", "env.platform", "env.packages")
 
 CHAMPION, CHALLENGER = "champion", "challenger"
+BY_CLASS = "class_metrics.json"  # artifact: MLflow's pages would draw a chart of each
 
 METRICS_A_CALL, PARAMS_A_CALL = 1000, 100
 SHARED_VIEW, VIEW = "mlflow.sharedViewState.", "splice"
@@ -365,8 +367,25 @@ class Store:
         model_id: str | None,
         dataset: Mapping[str, Any],
         time: int,
+        class_metrics: str,
     ) -> None:
-        """Log an evaluation's numbers, tied to model (if logged) and data they are measured on."""
+        """Log an evaluation's numbers, tied to model (if logged) and data they are measured on.
+
+        Args:
+            run_id: of the run that takes them.
+            values: by name.
+            model_id: of the logged model.
+            dataset: name and digest, among others.
+            time: in ms since 1970.
+            class_metrics: how the names begin of those that go into an artifact.
+        """
+        by_class = {
+            key: value
+            for key, value in values.items()
+            if class_metrics and key.startswith(class_metrics)
+        }
+        if by_class:
+            self.client.log_text(run_id, json.dumps(by_class, indent=2), BY_CLASS)
         metrics = [
             Metric(
                 key,
@@ -379,8 +398,22 @@ class Store:
                 run_id=run_id,
             )
             for key, value in values.items()
+            if key not in by_class
         ]
         self.client.log_batch(run_id, metrics)
+
+    def scored(self, run: Run) -> dict[str, float]:
+        """All numbers of a run, those in the artifact included."""
+        run_id = run.info.run_id
+        if not any(file.path == BY_CLASS for file in self.client.list_artifacts(run_id)):
+            return dict(run.data.metrics)
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(self.client.download_artifacts(run_id, BY_CLASS, folder))
+            return {**run.data.metrics, **json.loads(file.read_text(encoding="utf-8"))}
+
+    def artifact_address(self, run_id: str, name: str) -> str:
+        """Where a run's file is, as its description links to it in MLflow's pages."""
+        return f"get-artifact?path={quote(name)}&run_uuid={run_id}"
 
     # Registry.
 

@@ -193,7 +193,7 @@ def _measured(store: Store, version: Any, by: Comparison) -> dict[str, float]:
     identity = digest(evaluation_identity(model, test, by.settings))
     known = store.tagged({MODEL: model, EVALUATION: identity})
     if known:
-        return dict(known[0].data.metrics)
+        return store.scored(known[0])
     measure = by.config.load("measure")
     if measure is None:
         raise UserError(
@@ -203,12 +203,18 @@ def _measured(store: Store, version: Any, by: Comparison) -> dict[str, float]:
     evaluation = measure(store.loaded(version), by.test, by.settings)
     values = {metric_name(name): value for name, value in evaluation.metrics.items()}
     evaluation = replace(evaluation, metrics=values)
-    _record(store, version, identity, evaluation, evaluation.data(by.config.test).record(test))
+    data = evaluation.data(by.config.test).record(test)
+    _record(store, version, identity, evaluation, data, by.config.class_metrics)
     return values
 
 
 def _record(
-    store: Store, version: Any, identity: str, evaluation: Evaluation, data: Mapping[str, Any]
+    store: Store,
+    version: Any,
+    identity: str,
+    evaluation: Evaluation,
+    data: Mapping[str, Any],
+    class_metrics: str,
 ) -> None:
     """Log what was measured as a child of the run that the version came from."""
     own = store.run_of_model(version.tags[MODEL])
@@ -226,5 +232,5 @@ def _record(
     run_id = store.create_run(experiment, name, tags, outbox.now(), unique=EVALUATION)
     store.dataset(run_id, TEST, data)
     model_id = version.source.removeprefix("models:/")
-    store.scores(run_id, evaluation.metrics, model_id, data, outbox.now())
+    store.scores(run_id, evaluation.metrics, model_id, data, outbox.now(), class_metrics)
     store.end(run_id, "FINISHED", outbox.now())

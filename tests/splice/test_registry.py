@@ -89,6 +89,13 @@ def test_versions_challengers_promotion_refusal_and_roll_back(finished: Project)
     first = finished.store().version_of(NAME, md5(finished.model))
     assert first is not None
     assert (str(first.version), challenger(finished), champion(finished)) == ("1", "1", None)
+    run = finished.store().run_of_model(md5(finished.model))
+    assert run is not None
+    drawn, every = run.data.metrics, finished.store().scored(run)
+    assert {key for key in every if key not in drawn} == {RECALL + str(i) for i in range(10)}
+    assert every["test/recall"] == pytest.approx(
+        sum(every[RECALL + str(i)] for i in range(10)) / 10
+    )
     assert "promoted" in finished.splice("promote").stdout
     assert champion(finished) == "1"
     assert "first champion" in tags_of(finished, "1")["champion.why"]

@@ -1,6 +1,6 @@
 """How good a classifier is: every number of the evaluation, from log-probabilities and labels."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +12,7 @@ DECIMALS = 6
 
 
 def scores(log_probabilities: Floats, labels: Labels, bins: int) -> dict[str, Any]:
-    """Accuracy, loss, calibration error and macro means over the classes.
+    """Accuracy, errors, loss, calibration error and macro means over the classes.
 
     Args:
         log_probabilities: `[N, classes]`, natural logarithm.
@@ -20,14 +20,15 @@ def scores(log_probabilities: Floats, labels: Labels, bins: int) -> dict[str, An
         bins: how many of equal width the calibration error uses.
 
     Returns:
-        `accuracy` 0..1; `loss` in nats; `calibration_error` 0..1; `precision`, `recall` and
-        `f1` as plain means over the classes; rounded, so that the last bits of the arithmetic
-        don't show.
+        `accuracy` 0..1; `errors`, a count; `loss` in nats; `calibration_error` 0..1;
+        `precision`, `recall` and `f1` as plain means over the classes; rounded, so that the last
+        bits of the arithmetic don't show.
     """
     predicted = log_probabilities.argmax(1)
     by_class = class_scores(confusion(labels, predicted, log_probabilities.shape[1]))
     values = {
         "accuracy": float((predicted == labels).mean()),
+        "errors": int((predicted != labels).sum()),
         "loss": float(-log_probabilities[np.arange(len(labels)), labels].mean()),
         "calibration_error": calibration_error(log_probabilities, labels, bins),
     }
@@ -55,11 +56,33 @@ def calibration_error(log_probabilities: Floats, labels: Labels, bins: int) -> f
 
     The mean distance between confidence and accuracy, over bins of confidence.
     """
+    found = confidence_bins(log_probabilities, labels, bins)
+    gaps = np.abs(found.accuracy - found.confidence) * found.counts
+    return float(gaps.sum() / len(labels))
+
+
+class Bins(NamedTuple):
+    """Answers by confidence, in bins of equal width from 0 to 1: `[bins]` each.
+
+    Attributes:
+        counts: of answers.
+        confidence: its mean, 0..1; 0 in an empty bin.
+        accuracy: of these answers, 0..1; 0 in an empty bin.
+    """
+
+    counts: npt.NDArray[np.int64]
+    confidence: Floats
+    accuracy: Floats
+
+
+def confidence_bins(log_probabilities: Floats, labels: Labels, bins: int) -> Bins:
+    """How sure the answers are, and how often right, by how sure."""
     confidence = np.exp(log_probabilities.max(1))
     right = log_probabilities.argmax(1) == labels
     bin_of = np.minimum((confidence * bins).astype(int), bins - 1)
-    gaps = np.bincount(bin_of, weights=right - confidence, minlength=bins)
-    return float(np.abs(gaps).sum() / len(labels))
+    counts = np.bincount(bin_of, minlength=bins)
+    sums = (np.bincount(bin_of, weights=column, minlength=bins) for column in (confidence, right))
+    return Bins(counts, *(column / np.maximum(counts, 1) for column in sums))
 
 
 def worst_mistakes(log_probabilities: Floats, labels: Labels, most: int) -> npt.NDArray[np.int64]:

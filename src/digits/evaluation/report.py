@@ -4,6 +4,7 @@ An Evaluation comes from files alone, so it makes no difference whether the stag
 ran here or DVC restored their results.
 """
 
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from digits.evaluation.metrics import (
     DECIMALS,
     Floats,
     class_scores,
+    confidence_bins,
     confusion,
     scores,
     worst_mistakes,
@@ -29,7 +31,16 @@ from digits.training.history import History
 from splice import Evaluation, Trained
 from splice.files import read_json
 
-FIGURES = ("loss.png", "confusion.png", "mistakes.png")
+FIGURES = (
+    "loss",
+    "accuracy",
+    "learning_rate",
+    "confusion",
+    "classes",
+    "reliability",
+    "mistakes",
+)
+FILTERS = "filters"  # of the first convolution, if the Net has one
 BATCH = 1000  # images that a registered model is asked about at once
 BINS = "evaluate.calibration_bins"
 
@@ -41,6 +52,7 @@ def write(
     test: Split,
     log_probabilities: Floats,
     history: History,
+    filters: Floats | None,
     params: Evaluate,
     of: Mapping[str, Any],
 ) -> dict[str, float]:
@@ -50,7 +62,8 @@ def write(
         paths: where to.
         test: what was asked.
         log_probabilities: what was answered, `[N, classes]`.
-        history: of the training, for its figure.
+        history: of the training, for its figures.
+        filters: weights of the first convolution `[filters, channels, height, width]`, if any.
         params: section `evaluate` of params.yaml.
         of: what was evaluated, on what, and how: `Join.identity`.
     """
@@ -58,6 +71,7 @@ def write(
     predicted = log_probabilities.argmax(1)
     metrics, of_class = _numbers(log_probabilities, test, params.calibration_bins)
     worst = worst_mistakes(log_probabilities, labels, params.mistakes)
+    shutil.rmtree(paths.reports / "figures", ignore_errors=True)  # one may be left that isn't made
     write_document(paths.reports / "metrics.json", {"test": metrics})
     write_document(paths.reports / "classes.json", of_class)
     write_table(
@@ -74,10 +88,23 @@ def write(
             for i, probability in zip(worst, probabilities, strict=True)
         ],
     )
+    matrix = confusion(labels, predicted, len(names))
+    sure = np.exp(log_probabilities[worst, predicted[worst]])
+    titles = [
+        f"image {i}\n{names[labels[i]]} taken for\n{names[predicted[i]]}, {confidence:.1%} sure"
+        for i, confidence in zip(worst, sure, strict=True)
+    ]
     plots.loss_curves(paths.figure("loss"), history)
-    plots.confusion(paths.figure("confusion"), confusion(labels, predicted, len(names)), names)
-    titles = [f"{names[labels[i]]} taken for {names[predicted[i]]}" for i in worst]
-    plots.mistakes(paths.figure("mistakes"), test.images[worst], titles)
+    plots.accuracy_curves(paths.figure("accuracy"), history)
+    plots.learning_rate(paths.figure("learning_rate"), history)
+    plots.confusion(paths.figure("confusion"), matrix, names)
+    plots.classes(paths.figure("classes"), class_scores(matrix), names)
+    bins = confidence_bins(log_probabilities, labels, params.calibration_bins)
+    plots.reliability(paths.figure("reliability"), bins, metrics["calibration_error"])
+    errors, asked = int(metrics["errors"]), len(test)
+    plots.mistakes(paths.figure("mistakes"), test.images[worst], titles, errors, asked)
+    if filters is not None:
+        plots.filters(paths.figure(FILTERS), filters)
     write_document(paths.reports / "evaluation.json", dict(of))
     return metrics
 
@@ -96,6 +123,7 @@ def results(root: Path) -> Evaluation:
         of=read_json(paths.reports / "evaluation.json"),
         params=params.flat("evaluate"),
         files=_artifacts(paths),
+        note=_note(_written_numbers(paths), len(test)),
         dataset=listed.name,
         arrays=listed.arrays,
         example=test.images[:2].tolist(),
@@ -152,17 +180,29 @@ def _written_numbers(paths: Paths) -> dict[str, float]:
 def _flat(
     values: Mapping[str, float], of_class: Mapping[str, Mapping[str, float]]
 ) -> dict[str, float]:
+    """As MLflow's metrics: of a class the recall alone, by which a champion is promoted."""
     flat = {f"test/{name}": float(value) for name, value in values.items()}
-    for label, columns in of_class.items():
-        flat |= {f"test/{name}/{label}": float(value) for name, value in columns.items()}
-    return flat
+    recalls = {f"test/recall/{label}": float(of["recall"]) for label, of in of_class.items()}
+    return flat | recalls
+
+
+def _note(metrics: Mapping[str, float], asked: int) -> str:
+    """A run's result in Markdown: a table of what counts most, and the figures."""
+    return (
+        f"| on {asked:,} test images | |\n|---|---|\n"
+        f"| accuracy | **{metrics['test/accuracy']:.2%}**: {metrics['test/errors']:,.0f} errors |\n"
+        f"| loss | {metrics['test/loss']:.4f} nats |\n"
+        f"| calibration error | {metrics['test/calibration_error']:.2%} |\n\n"
+        "![Loss](figures/loss.png) ![Confusion](figures/confusion.png)\n\n"
+        + " · ".join(f"[{name.replace('_', ' ')}](figures/{name}.png)" for name in FIGURES)
+    )
 
 
 def _artifacts(paths: Paths) -> dict[str, Path]:
     names = ("metrics.json", "classes.json", "confusion.csv", "mistakes.csv")
     reports = {name: paths.reports / name for name in names}
-    figures = {f"figures/{name}": paths.reports / "figures" / name for name in FIGURES}
-    return reports | figures
+    figures = [*FIGURES, *([FILTERS] if paths.figure(FILTERS).exists() else [])]
+    return reports | {f"figures/{name}.png": paths.figure(name) for name in figures}
 
 
 def _trained(paths: Paths) -> Trained:

@@ -19,13 +19,18 @@ EPOCH_COLUMNS = (
     "validation_loss",
     "validation_accuracy",
 )
-STEP_METRICS = {"train_loss": "train/loss", "learning_rate": "train/learning_rate"}
+STEP_METRICS = {
+    "train_loss": "train/loss",
+    "learning_rate": "train/learning_rate",
+    "samples": "train/samples",
+}
 EPOCH_METRICS = {
     "train_loss": "train/epoch_loss",
     "train_accuracy": "train/accuracy",
     "validation_loss": "validation/loss",
     "validation_accuracy": "validation/accuracy",
 }
+DIGITS = 6  # significant ones, of what goes to MLflow
 
 
 @dataclass
@@ -69,17 +74,19 @@ class History:
 
 def step_metrics(row: Row) -> list[Metric]:
     """The points of one row of STEP_COLUMNS, by step."""
-    return _metrics(dict(zip(STEP_COLUMNS, row, strict=True)), STEP_METRICS, "step")
+    return _metrics(dict(zip(STEP_COLUMNS, row, strict=True)), STEP_METRICS)
 
 
 def epoch_metrics(row: Row) -> list[Metric]:
-    """The points of one row of EPOCH_COLUMNS, by epoch."""
-    return _metrics(dict(zip(EPOCH_COLUMNS, row, strict=True)), EPOCH_METRICS, "epoch")
+    """The points of one row of EPOCH_COLUMNS, by step too, as those of a step are."""
+    return _metrics(dict(zip(EPOCH_COLUMNS, row, strict=True)), EPOCH_METRICS)
 
 
-def _metrics(
-    cells: Mapping[str, float | None], names: Mapping[str, str], index: str
-) -> list[Metric]:
-    at = int(cells[index] or 0)
+def _metrics(cells: Mapping[str, float | None], names: Mapping[str, str]) -> list[Metric]:
+    step = int(cells["step"] or 0)
     values = {name: cells[column] for column, name in names.items()}
-    return [(name, value, at) for name, value in values.items() if value is not None]
+    return [
+        (name, float(f"{value:.{DIGITS}g}"), step)
+        for name, value in values.items()
+        if value is not None
+    ]

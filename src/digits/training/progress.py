@@ -25,7 +25,7 @@ class Speed:
         if last is None:
             return []
         rate = (step.samples - last[0]) / (now - last[1])
-        return [("train/images_per_second", rate, step.step)]
+        return [("train/images_per_second", round(rate), step.step)]
 
 
 def announce(epoch: Epoch, epochs: int) -> None:
