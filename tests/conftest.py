@@ -96,7 +96,6 @@ class Project:
         env = self.env | {name: value for name, value in how.items() if name.isupper()}
         deciding = {key: value for key, value in env.items() if key.startswith(outbox.ENVIRONMENT)}
         deciding["home"] = str(self.root.resolve())
-        deciding["home"] = str(self.root.resolve())
         doing = outbox.sender(self.outbox)
         if doing is not None and doing.environment != digest(deciding)[:16]:
             self.stop_sender()  # splice ends those alone that it started

@@ -33,6 +33,7 @@ from mlflow.entities import (
     Metric,
     Param,
     Run,
+    RunStatus,
     RunTag,
 )
 from mlflow.entities.model_registry import ModelVersion
@@ -271,12 +272,14 @@ class Store:
         A request that gets no answer may still be done, after it was made again.
         """
         self.client.set_terminated(run_id, status, time)
-        tags = self.client.get_run(run_id).data.tags
+        run = self.client.get_run(run_id)
+        tags = run.data.tags
         for key in tags.keys() & {ENTRY, EVALUATION_ENTRY}:
-            for run in self.tagged({key: tags[key]}):
-                if run.info.run_id != run_id and not _is_ended(run):
-                    self._fold(run.info.run_id, run_id)
-        for model in self._models_of(run_id):
+            for twin in self.tagged({key: tags[key]}):
+                ended = RunStatus.is_terminated(RunStatus.from_string(twin.info.status))
+                if twin.info.run_id != run_id and not ended:
+                    self._fold(twin.info.run_id, run_id)
+        for model in self._models_of(run):
             if model.status != LoggedModelStatus.READY:
                 self.client.delete_logged_model(model.model_id)
 
@@ -332,17 +335,13 @@ class Store:
         if known is not None:
             return known
         run = self.client.get_run(run_id)
-        begun = self._models_of(run_id)  # an upload was cut short
-        logged = (
-            begun[0]
-            if begun
-            else self.client.create_logged_model(
-                run.info.experiment_id,
-                name=name,
-                source_run_id=run_id,
-                tags={MODEL: md5},
-                params=dict(run.data.params),
-            )
+        begun = next(iter(self._models_of(run)), None)  # an upload was cut short
+        logged = begun or self.client.create_logged_model(
+            run.info.experiment_id,
+            name=name,
+            source_run_id=run_id,
+            tags={MODEL: md5},
+            params=dict(run.data.params),
         )
         # Not by Model.load, which decodes a path as if it were an address.
         model = Model.from_dict(yaml.safe_load((folder / "MLmodel").read_text()))
@@ -354,11 +353,10 @@ class Store:
         self.client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step=0)])
         return str(logged.model_id)
 
-    def _models_of(self, run_id: str) -> list[LoggedModel]:
+    def _models_of(self, run: Run) -> list[LoggedModel]:
         """The logged models of a run, whole or not."""
-        experiment = self.client.get_run(run_id).info.experiment_id
-        found = self.client.search_logged_models([experiment], f"source_run_id = '{run_id}'")
-        return list(found)
+        condition = f"source_run_id = '{run.info.run_id}'"
+        return list(self.client.search_logged_models([run.info.experiment_id], condition))
 
     def scores(
         self,
@@ -509,10 +507,6 @@ def _since(run: Run) -> int:
 
 def _is_finished(run: Run) -> bool:
     return str(run.info.status) == "FINISHED"
-
-
-def _is_ended(run: Run) -> bool:
-    return str(run.info.status) in ("FINISHED", "FAILED", "KILLED")
 
 
 def _if_there(get: Callable[..., Found], *which: str) -> Found | None:

@@ -249,7 +249,7 @@ def start_sender(config: Config, *, hurried: bool = False) -> None:
     source, code = str(Path(__file__).resolve().parents[1]), config.box / KEPT / keep(config)
     with (config.box / ".sender.log").open("ab") as log:
         subprocess.Popen(
-            [sys.executable, "-m", "splice.sender", str(code), *([HURRIED] if hurried else [])],
+            sender_command(str(code), hurried=hurried),
             cwd=config.home,
             env={
                 **os.environ,
@@ -261,6 +261,11 @@ def start_sender(config: Config, *, hurried: bool = False) -> None:
             stderr=log,
             process_group=0,
         )
+
+
+def sender_command(code: str, *, hurried: bool) -> list[str]:
+    """What starts a sender with the code kept in a folder; `hurried` as of `start_sender`."""
+    return [sys.executable, "-m", "splice.sender", code, *([HURRIED] if hurried else [])]
 
 
 def _python_path() -> list[str]:

@@ -78,7 +78,7 @@ def main(config: Config, *, hurried: bool) -> None:
         _deliver_until_idle(config, status, lock)
     except Restart as needed:
         code = str(config.box / KEPT / str(needed))
-        again = [sys.executable, "-m", "splice.sender", code, *sys.argv[2:]]
+        again = outbox.sender_command(code, hurried=status.hurried)
         os.execve(sys.executable, again, ENVIRONMENT)  # noqa: S606
 
 
