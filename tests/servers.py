@@ -46,6 +46,7 @@ LATE_SECONDS = 3.0
 Mode = Literal["pass", "refuse", "hang", "error", "cut", "half", "late"]
 
 __all__ = [
+    "LATE_SECONDS",
     "FaultyProxy",
     "MlflowServer",
     "Mode",

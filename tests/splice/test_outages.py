@@ -12,7 +12,7 @@ from conftest import Project, Team
 from digits.paths import Paths
 from digits.training.history import History
 from journals import arrived, compare, delivered_bytes, kept, written
-from servers import FaultyProxy, MlflowServer, Mode
+from servers import LATE_SECONDS, FaultyProxy, MlflowServer, Mode
 from splice import outbox
 from splice.files import md5
 from splice.mlflow_store import ENTRY
@@ -94,6 +94,9 @@ def test_an_outage_at_the_start_in_the_middle_and_at_the_end_loses_nothing(
         assert refused.returncode == 1
         assert "Traceback" not in refused.stdout
 
+        if mode == "late":
+            project.stop_sender()
+            time.sleep(2 * LATE_SECONDS)  # what it asked for last is done before it asks anew
         proxy.mode = "pass"
         project.deliver()
     assert "pending  0 of 0 entries" in project.splice("status").stdout
