@@ -18,7 +18,7 @@ from splice.files import md5
 from splice.mlflow_store import ENTRY
 
 MODES: tuple[Mode, ...] = ("refuse", "hang", "error", "cut", "half", "late")
-LONG = ("error", "cut")  # the harness has them too
+LONG = ("error", "cut", "late")  # the harness has them too
 A_FEW_SECONDS = 5  # tracking.patience in params.yaml
 ONE_REQUEST = 10  # the sender's longest time-out
 SLACK = 25  # of a busy machine
