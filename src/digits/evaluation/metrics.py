@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 Floats = npt.NDArray[np.float64]
-Labels = npt.NDArray[np.uint8]
+Labels = npt.NDArray[np.unsignedinteger[Any]]
 
 DECIMALS = 6
 

@@ -90,8 +90,9 @@ def write(
     )
     matrix = confusion(labels, predicted, len(names))
     sure = np.exp(log_probabilities[worst, predicted[worst]])
+    short = list(map(plots.short, names))
     titles = [
-        f"image {i}\n{names[labels[i]]} taken for\n{names[predicted[i]]}, {confidence:.1%} sure"
+        f"image {i}\n{short[labels[i]]} taken for\n{short[predicted[i]]}, {confidence:.1%} sure"
         for i, confidence in zip(worst, sure, strict=True)
     ]
     plots.loss_curves(paths.figure("loss"), history)
@@ -208,15 +209,16 @@ def _artifacts(paths: Paths) -> dict[str, Path]:
 def _trained(paths: Paths) -> Trained:
     """What the model file and the history beside it say of the training."""
     _, description = read_arrays(paths.model)
-    if not {"data", "dataset", "images", "params", "shape"} <= set(description):
+    if not {"classes", "data", "dataset", "images", "params", "shape"} <= set(description):
         raise DataError(
             f"{paths.model} doesn't say what it was made from; delete it and run `dvc repro`"
         )
     name, counts, shape = description["dataset"], description["images"], description["shape"]
+    classes = len(description["classes"])
     return Trained(
         params=description["params"],
         data={
-            split: dataset.listed(split, name, (counts[split], *shape), md5)
+            split: dataset.listed(split, name, (counts[split], *shape), classes, md5)
             for split, md5 in description["data"].items()
         },
         points=History.read(paths).metrics(),
