@@ -19,9 +19,10 @@ import download
 import preprocess
 from conftest import Project
 from digits.data import dataset
-from digits.errors import DataError
+from digits.errors import DataError, NetError
 from digits.params import load
 from digits.paths import ROOT, Paths, State
+from digits.training.loop import new_net
 from splice.files import md5
 
 COLOURS = {"leaf": (40, 180, 60), "red apple": (200, 40, 40), "sky": (60, 90, 220)}
@@ -164,3 +165,9 @@ def test_what_is_unreadable_is_left_out_if_told_and_doubles_are_reported(
     prepared(tmp_path, skip_unreadable=True)
     again = [Paths(tmp_path).split(name).read_bytes() for name in ("train", "validation", "test")]
     assert again == first
+
+
+def test_images_too_small_for_the_net_are_refused_by_their_shape() -> None:
+    new_net(1, 3, (1, 16, 16), 0.5, 0.5)
+    with pytest.raises(NetError, match=r"for images \[1, 15, 15\]: .*; bring larger images"):
+        new_net(1, 3, (1, 15, 15), 0.5, 0.5)
