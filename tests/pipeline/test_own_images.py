@@ -69,7 +69,7 @@ def test_own_images_are_learned_named_and_followed_when_they_change(bare: Projec
     run = bare.store().run_of_model(md5(bare.model))
     assert run is not None
     assert run.data.tags["dataset"] == "folder"
-    assert run.data.metrics["test/recall/red apple"] > 0.5
+    assert bare.store().scored(run)["test/recall/red apple"] > 0.5
     assert run.data.params["folder.size"] == "32"
     assert bare.git("status", "--porcelain", "--", "data") == ""
 

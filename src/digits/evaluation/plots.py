@@ -132,8 +132,8 @@ def mistakes(
     for place, axes in enumerate(figure.subplots(rows, columns, squeeze=False).flat):
         axes.set_axis_off()
         if place < len(images):
-            pixels = images[place].transpose(1, 2, 0)  # with one channel it is drawn as grey
-            axes.imshow(pixels, cmap="gray_r", vmin=0, vmax=255)
+            pixels = images[place].transpose(1, 2, 0)  # as the data have them: one channel is grey
+            axes.imshow(pixels, cmap="gray", vmin=0, vmax=255)
             axes.set_title(titles[place], size=7.5)
     _save(figure, path)
 
