@@ -29,3 +29,14 @@ def test_figures_of_few_and_of_many_classes_with_long_names_have_a_size_to_look_
 def test_a_long_name_is_cut_for_a_figure_and_a_short_one_is_not() -> None:
     assert plots.short("red apple") == "red apple"
     assert plots.short("a name that is longer") == "a name that is …"
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_worst_mistakes_are_a_sheet_without_a_word_from_matplotlib(
+    tmp_path: Path, channels: int
+) -> None:
+    images = np.full((7, channels, 28, 28), 200, np.uint8)
+    plots.mistakes(tmp_path / "mistakes.png", images, ["image 1"] * 7, 7, 100)
+    with Image.open(tmp_path / "mistakes.png") as picture:
+        assert picture.size == (750, 400)

@@ -35,7 +35,6 @@ mpl.rc("ytick", color=INK)
 mpl.rc("grid", color=INK, alpha=0.25)
 mpl.rc("legend", frameon=False)
 mpl.rc("figure", dpi=100, facecolor="none")
-mpl.rc("figure.constrained_layout", use=True)
 mpl.rc("savefig", facecolor="none")
 
 
@@ -83,7 +82,7 @@ def confusion(path: Path, matrix: npt.NDArray[np.int64], names: Sequence[str]) -
     """
     few, readable = len(names) <= SHARES_UP_TO, len(names) <= COUNTS_UP_TO
     size = ((0.62 if few else 0.28) * len(names) if readable else 10) + 1.4
-    figure = Figure(figsize=(size + 0.6, size))
+    figure = Figure(figsize=(size + 0.6, size), layout="constrained")
     axes = figure.add_subplot()
     shares = 100 * matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
     mistakes = np.where(np.eye(len(names), dtype=bool) | (matrix == 0), np.nan, shares)
@@ -124,8 +123,8 @@ def mistakes(
     columns = 5
     rows = max(1, -(-len(images) // columns))
     height = 1.8 * rows + 0.4
+    # A fixed layout is drawn in half the time.
     figure = Figure(figsize=(1.5 * columns, height))
-    figure.set_layout_engine("none")  # a fixed one is drawn in half the time
     figure.subplots_adjust(0.01, 0.01, 0.99, 1 - 0.85 / height, 0.1, 0.45)
     title = f"The worst {len(images)} of {of:,} mistakes on {asked:,} test images"
     figure.suptitle(title, size=11, y=1 - 0.15 / height)
@@ -174,7 +173,7 @@ def reliability(path: Path, bins: Bins, error: float) -> None:
         bins: of confidence.
         error: the calibration error, 0..1.
     """
-    figure = Figure(figsize=(5, 5.2))
+    figure = Figure(figsize=(5, 5.2), layout="constrained")
     axes, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     axes.plot([0, 100], [0, 100], "--", color=INK, lw=1, label="right as often as it says")
     filled = bins.counts > 0
@@ -201,7 +200,7 @@ def filters(path: Path, weights: Floats) -> None:
         top, left = place // columns * height, place % columns * width
         sheet[top : top + height - 1, left : left + width - 1] = picture
     most = float(np.nanmax(np.abs(sheet))) or 1.0
-    figure = Figure(figsize=(7, 0.6 * rows + 0.8))
+    figure = Figure(figsize=(7, 0.6 * rows + 0.8), layout="constrained")
     axes = figure.add_subplot()
     axes.set_axis_off()
     axes.set_title("First layer's filters")
@@ -216,7 +215,7 @@ def short(name: str) -> str:
 
 
 def _chart(title: str, x: str, y: str) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(6.5, 3.8))
+    figure = Figure(figsize=(6.5, 3.8), layout="constrained")
     axes = figure.add_subplot()
     axes.set(title=title, xlabel=x, ylabel=y)
     axes.grid(visible=True)
