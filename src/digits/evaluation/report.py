@@ -42,7 +42,6 @@ FIGURES = (
 )
 FILTERS = "filters"  # of the first convolution, if the Net has one
 BATCH = 1000  # images that a registered model is asked about at once
-BINS = "evaluate.calibration_bins"
 
 OfClass = dict[str, dict[str, float]]  # by class name, then by score
 
@@ -69,7 +68,7 @@ def write(
     """
     names, labels = test.facts.classes, test.labels
     predicted = log_probabilities.argmax(1)
-    metrics, of_class = _numbers(log_probabilities, test, params.calibration_bins)
+    metrics, of_class = _numbers(log_probabilities, test, of["how"])
     worst = worst_mistakes(log_probabilities, labels, params.mistakes)
     shutil.rmtree(paths.reports / "figures", ignore_errors=True)  # one may be left that isn't made
     write_document(paths.reports / "metrics.json", {"test": metrics})
@@ -138,7 +137,7 @@ def measure(predict: Callable[[Any], Any], test: Path, settings: Mapping[str, An
     Args:
         predict: uint8 images `[N, channels, height, width]` to log-probabilities `[N, classes]`.
         test: a processed split.
-        settings: `evaluate.calibration_bins`.
+        settings: what `test_params` in pyproject.toml names.
 
     Raises:
         DataError: the split is missing or damaged, or has other classes than the model.
@@ -150,13 +149,15 @@ def measure(predict: Callable[[Any], Any], test: Path, settings: Mapping[str, An
         raise DataError(f"the model doesn't know the classes of {test}; train it again")
     listed = dataset.data("test", split, "")
     return Evaluation(
-        metrics=_flat(*_numbers(output, split, settings[BINS])),
+        metrics=_flat(*_numbers(output, split, settings)),
         dataset=listed.name,
         arrays=listed.arrays,
     )
 
 
-def _numbers(output: Floats, test: Split, bins: int) -> tuple[dict[str, float], OfClass]:
+def _numbers(
+    output: Floats, test: Split, settings: Mapping[str, Any]
+) -> tuple[dict[str, float], OfClass]:
     """Every number of an evaluation: of all classes together, and of each."""
     names = test.facts.classes
     columns = class_scores(confusion(test.labels, output.argmax(1), len(names)))
@@ -164,7 +165,8 @@ def _numbers(output: Floats, test: Split, bins: int) -> tuple[dict[str, float], 
         label: {name: round(float(column[i]), DECIMALS) for name, column in columns.items()}
         for i, label in enumerate(names)
     }
-    return scores(output, test.labels, bins), of_class
+    chosen = {name.removeprefix("evaluate."): value for name, value in settings.items()}
+    return scores(output, test.labels, **chosen), of_class
 
 
 def _written_numbers(paths: Paths) -> dict[str, float]:
