@@ -343,7 +343,7 @@ class Join:
             found = {f"source/{PARAMS}": params} if params.exists() else {}
             if at.diff:
                 found[DIFF] = Path(folder, "uncommitted.diff")
-                found[DIFF].write_text(at.diff + "\n", encoding="utf-8")
+                found[DIFF].write_text(at.diff, encoding="utf-8", errors="surrogateescape")
             yield found
 
 

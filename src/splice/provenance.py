@@ -65,10 +65,13 @@ def _difference(root: Path, code: Sequence[str]) -> str:
             shutil.copy(root / (_git(root, "rev-parse", "--git-path", "index") or ""), index)
         for folder in code:
             _git(root, "add", "--intent-to-add", "--", folder, index=index)
-        diff = _git(root, "diff", "HEAD", "--", ".", *everything_else, index=index) or ""
+        _git(root, "update-index", "--refresh", index=index)
+        # Unlike `git diff`, the same whatever a user's settings are.
+        command = ("diff-index", "--patch", "--binary", "HEAD", "--", ".", *everything_else)
+        diff = (_output(root, *command, index=index) or b"").decode("utf-8", "surrogateescape")
     if len(diff) <= LONGEST_DIFF:
         return diff
-    return f"{diff[:LONGEST_DIFF]}\n... cut off: {len(diff):,} characters in all"
+    return f"{diff[:LONGEST_DIFF]}\n... cut off: {len(diff):,} characters in all\n"
 
 
 def environment(packages: Path) -> dict[str, str]:
@@ -195,6 +198,11 @@ def _without_credentials(url: str) -> str:
 
 
 def _git(root: Path, *arguments: str, index: Path | None = None) -> str | None:
+    output = _output(root, *arguments, index=index)
+    return None if output is None else output.decode("utf-8", "replace").strip()
+
+
+def _output(root: Path, *arguments: str, index: Path | None = None) -> bytes | None:
     environment = os.environ if index is None else os.environ | {"GIT_INDEX_FILE": str(index)}
     try:
         done = subprocess.run(
@@ -207,4 +215,4 @@ def _git(root: Path, *arguments: str, index: Path | None = None) -> str | None:
         )
     except (OSError, subprocess.SubprocessError):
         return None
-    return done.stdout.decode("utf-8", "replace").strip()
+    return done.stdout
