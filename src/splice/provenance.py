@@ -151,7 +151,7 @@ def how_to_get(root: Path, at: Commit, paths: Mapping[str, tuple[str, str]]) -> 
         paths: DVC path and hash, by what it is.
     """
     origin = _without_credentials(_git(root, "remote", "get-url", "origin") or ".")
-    lock = _git(root, "show", "HEAD:dvc.lock") or ""
+    lock = _git(root, "show", "HEAD:./dvc.lock") or ""
     rows = "\n".join(
         f"- {what}: `{path}`, DVC hash (MD5) `{md5}`\n\n"
         f"  `dvc get {origin} {path} --rev {_revision(at, md5, lock)}`\n"
@@ -169,7 +169,7 @@ def hash_at(root: Path, revision: str, path: str) -> tuple[str, str] | None:
     identity = _git(root, "rev-parse", "--verify", "--quiet", f"{named}^{{commit}}")
     if not identity:
         return None
-    lock = _git(root, "show", f"{identity}:dvc.lock") or ""
+    lock = _git(root, "show", f"{identity}:./dvc.lock") or ""
     found = re.search(rf"path: {re.escape(path)}\n\s+hash: md5\n\s+md5: (\w+)", lock)
     return identity, found.group(1) if found else ""
 

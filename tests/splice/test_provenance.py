@@ -57,6 +57,21 @@ def test_find_leads_from_a_file_a_hash_and_any_commit_to_the_run(finished: Proje
     assert "it is no file, commit or experiment here" in done.stdout
 
 
+def test_a_project_in_a_folder_of_its_repository_is_found_by_its_own_lock(
+    tmp_path: Path, clean_environment: dict[str, str]
+) -> None:
+    project = Project(tmp_path / "project", clean_environment)
+    project.root.mkdir()
+    (project.root / "dvc.lock").write_text("    - path: net\n      hash: md5\n      md5: abc123\n")
+    Project(tmp_path, clean_environment).git("init", "--quiet")
+    at = project.commit()
+    assert provenance.hash_at(project.root, "HEAD", "net") == (at, "abc123")
+    command = f"dvc get . net --rev {at[:12]}"
+    assert command in provenance.how_to_get(
+        project.root, provenance.commit(project.root, []), {"model": ("net", "abc123")}
+    )
+
+
 def test_a_dirty_tree_is_recorded_with_its_difference(finished: Project, tmp_path: Path) -> None:
     finished.params({"train.seed": 42, "train.epochs": 1})
     script = finished.root / "src" / "train.py"
