@@ -2,10 +2,11 @@
 
 import argparse
 import os
+import re
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,12 +15,14 @@ from splice import errors, outbox, provenance, rwlock
 from splice.config import Config
 from splice.errors import DataError, Stale, UserError
 from splice.files import md5
-from splice.join import Evaluation, Join, metric_name
+from splice.join import Join, evaluation_here, metric_name
 from splice.moved import ARTIFACTS, follow
 from splice.redact import redact
 
 if TYPE_CHECKING:
     from splice.mlflow_store import Store
+
+EXIT_NOT_VERIFIED = 2  # neither the same nor another result
 
 
 def main() -> None:
@@ -28,6 +31,7 @@ def main() -> None:
     errors.run(
         f"splice {arguments.command}",
         lambda: arguments.run(arguments, Config.find(Path.cwd())),
+        interrupted="interrupted",
     )
 
 
@@ -35,8 +39,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="splice",
         description="DVC runs the pipeline (`dvc repro`); this delivers its results to MLflow, "
-        "finds their runs and promotes models. The store is MLFLOW_TRACKING_URI, or mlflow.db in "
-        "the project.",
+        "finds their runs, rebuilds them to compare, and promotes models. The store is "
+        "MLFLOW_TRACKING_URI, or mlflow.db in the project.",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
@@ -54,6 +58,17 @@ def _parser() -> argparse.ArgumentParser:
     find = add("find", help="the runs of a model file, a commit, a DVC experiment or a hash")
     find.add_argument("what", help="path, commit, experiment name or MD5")
     find.set_defaults(run=_find)
+
+    verify = add("verify", help="whether a run's commit, rebuilt in a clone, gives its result")
+    verify.add_argument("what", help="run id, path or MD5 of a model, commit or experiment name")
+    verify.add_argument(
+        "--take",
+        action="append",
+        default=[],
+        metavar="STAGE",
+        help="don't run this stage: take its outputs from the DVC cache",
+    )
+    verify.set_defaults(run=_verify)
 
     promote = add("promote", help="make the challenger champion, if the rule allows it")
     promote.add_argument("--version", metavar="N", help="this version instead of the challenger")
@@ -145,22 +160,12 @@ def _record_results(config: Config, again: bool) -> str:
             )
         return "no finished result here: `dvc repro` makes one"
     try:
-        if results := config.load("results"):
-            Join(config).evaluation(_called(results, config), again)
+        Join(config).evaluation(evaluation_here(config), again)
     except DataError as error:
         if isinstance(error, Stale) or isinstance(error.__cause__, FileNotFoundError):
             return f"the model here is not evaluated yet ({error})"
         raise
     return ""
-
-
-def _called(results: Callable[[Path], Evaluation], config: Config) -> Evaluation:
-    try:
-        return results(config.root)
-    except UserError:
-        raise
-    except Exception as error:  # the project's own, whatever it raises
-        raise DataError(f"{config.results} of [tool.splice] failed: {error!r}") from error
 
 
 def _find(arguments: argparse.Namespace, config: Config) -> None:
@@ -190,7 +195,45 @@ def _find(arguments: argparse.Namespace, config: Config) -> None:
             + f"  commit {run.data.tags.get('git.commit', '')[:12]}"
             + f"  Python {run.data.tags.get('env.python', 'unknown')}"
             + f", packages {run.data.tags.get('env.packages', 'unknown')[:8]}"
+            + (f"  verified: {run.data.tags['verified']}" if "verified" in run.data.tags else "")
         )
+
+
+def _verify(arguments: argparse.Namespace, config: Config) -> None:
+    from splice import verify
+
+    try:
+        with _store(config) as store:
+            known = verify.recorded(store, config, arguments.what)
+        changes = " with its uncommitted changes" if known.difference else ""
+        print(f"run {known.run_id} ({known.name}): commit {known.commit[:12]}{changes}, in a clone")
+        packages = config.root / config.packages
+        for tag, here in provenance.environment(packages).items():
+            if known.made_with.get(tag, here) != here:
+                print(f"{tag} was {known.made_with[tag]}, is {here} here")
+        verdict = verify.rebuilt(config, known, arguments.take, _Progress())
+        print(f"{verdict.word}: {verdict.counts}")
+        for name, (before, here) in verdict.differing.items():
+            print(f"  {name}: recorded {before}, here {here}")
+        with _store(config) as store:
+            store.tag(known.run_id, verdict.tags(packages))
+    except UserError as error:
+        error.exit_code = EXIT_NOT_VERIFIED
+        raise
+    if verdict.word == verify.DIFFERS:
+        sys.exit(1)
+
+
+class _Progress:
+    """Says which stage runs, when it begins, by what dvc prints."""
+
+    def __init__(self) -> None:
+        self._began = time.monotonic()
+
+    def __call__(self, line: str) -> None:
+        if started := re.match(r"Running stage '(.+)':", line):
+            minutes, seconds = divmod(int(time.monotonic() - self._began), 60)
+            print(f"{minutes:3}:{seconds:02}  {started[1]} …", flush=True)
 
 
 def _promote(arguments: argparse.Namespace, config: Config) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from splice import code, outbox, provenance
 from splice.config import PARAMS, Config
-from splice.errors import Stale, UserError
+from splice.errors import DataError, Stale, UserError
 from splice.files import digest, md5
 from splice.outbox import Point, Training
 from splice.provenance import Commit
@@ -356,6 +356,25 @@ def here() -> Join:
     join = Join(Config.find(Path.cwd()))
     join.wake()
     return join
+
+
+def evaluation_here(config: Config) -> Evaluation:
+    """What `results` of [tool.splice] finds in the project's files, whoever made them.
+
+    Raises:
+        UserError: nothing is named, or it can't be imported.
+        DataError: it failed.
+    """
+    results = config.load("results")
+    if results is None:
+        raise UserError("[tool.splice] in pyproject.toml names no `results`; add it")
+    try:
+        found: Evaluation = results(config.root)
+    except UserError:
+        raise
+    except Exception as error:  # the project's own, whatever it raises
+        raise DataError(f"{config.results} of [tool.splice] failed: {error!r}") from error
+    return found
 
 
 def metric_name(name: str) -> str:

@@ -98,7 +98,7 @@ def tags(root: Path, at: Commit) -> dict[str, str]:
         "mlflow.source.git.commit": at.id,
         "mlflow.source.type": "PROJECT",
         "mlflow.source.name": root.name,
-        "mlflow.user": _user(),
+        "mlflow.user": user(),
     }
     if experiment := os.environ.get("DVC_EXP_NAME"):
         found["dvc.experiment"] = experiment
@@ -151,7 +151,7 @@ def how_to_get(root: Path, at: Commit, paths: Mapping[str, tuple[str, str]]) -> 
         paths: DVC path and hash, by what it is.
     """
     origin = _without_credentials(_git(root, "remote", "get-url", "origin") or ".")
-    lock = _git(root, "show", "HEAD:./dvc.lock") or ""
+    lock = lock_at(root, "HEAD")
     rows = "\n".join(
         f"- {what}: `{path}`, DVC hash (MD5) `{md5}`\n\n"
         f"  `dvc get {origin} {path} --rev {_revision(at, md5, lock)}`\n"
@@ -169,9 +169,21 @@ def hash_at(root: Path, revision: str, path: str) -> tuple[str, str] | None:
     identity = _git(root, "rev-parse", "--verify", "--quiet", f"{named}^{{commit}}")
     if not identity:
         return None
-    lock = _git(root, "show", f"{identity}:./dvc.lock") or ""
-    found = re.search(rf"path: {re.escape(path)}\n\s+hash: md5\n\s+md5: (\w+)", lock)
+    found = re.search(
+        rf"path: {re.escape(path)}\n\s+hash: md5\n\s+md5: (\w+)", lock_at(root, identity)
+    )
     return identity, found.group(1) if found else ""
+
+
+def lock_at(root: Path, commit: str) -> str:
+    """The text of a commit's dvc.lock; '' if it has none."""
+    return _git(root, "show", f"{commit}:./dvc.lock") or ""
+
+
+def locked_first(root: Path, md5: str) -> str:
+    """The first commit, of a branch, a tag or an experiment, whose dvc.lock holds a hash; or ''."""
+    command = ("log", "--all", "--reverse", "--format=%H", "-S", md5, "--", "dvc.lock")
+    return (_git(root, *command) or "").partition("\n")[0]
 
 
 def _revision(at: Commit, md5: str, lock: str) -> str:
@@ -186,7 +198,8 @@ def _in_experiment() -> bool:
     return bool(os.environ.get("DVC_EXP_NAME"))
 
 
-def _user() -> str:
+def user() -> str:
+    """Who runs this."""
     try:
         return getpass.getuser()
     except (OSError, KeyError):  # a user id without a name, as in some containers
