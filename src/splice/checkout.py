@@ -1,16 +1,19 @@
 """Another state of the project in a temporary clone: workspace and DVC cache are only read."""
 
+import json
 import os
 import signal
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+
+import yaml
 
 from splice.config import TRACKING_VARIABLE, sqlite_uri
 from splice.errors import UserError
@@ -47,7 +50,7 @@ class Clone:
     env: dict[str, str]
 
     def checkout(self, commit: str, difference: bytes = b"") -> None:
-        """Check a commit out and apply an uncommitted difference to it.
+        """Check a commit out, with nothing left of another, and apply a difference to it.
 
         Raises:
             UserError: the repository doesn't hold the commit, or the difference doesn't fit it.
@@ -56,6 +59,7 @@ class Clone:
             raise UserError(
                 f"commit {commit} is not in this repository; `git fetch` brings it if it was pushed"
             )
+        _must(self.top, "clean", "--quiet", "-ffdx")
         _must(self.top, "checkout", "--quiet", "--force", "--detach", commit)
         if difference:
             _must(self.top, "apply", "--whitespace=nowarn", "-", given=difference)
@@ -80,7 +84,7 @@ class Clone:
         files = _must(self.root, "ls-files", "-z", "*.dvc").split("\0")[:-1]
         if targets := [*files, *(f"{PIPELINE}:{name}" for name in frozen)]:
             (self.root / LOCK).write_text(lock, encoding="utf-8")
-            (self._state() / "workspace").symlink_to(self._cache())
+            (self._state() / "workspace").symlink_to(self.cache())
             try:
                 self.dvc("pull", "--remote", "workspace", *targets)
             except UserError as error:
@@ -137,14 +141,35 @@ class Clone:
                 return folder / ".dvc"
         raise UserError("that commit has no .dvc: DVC was not used yet")
 
-    def _cache(self) -> str:
+    def link(self, cache: Path) -> list[str]:
+        """Put links to what a DVC cache holds of the pipeline's outputs and of .dvc files.
+
+        Returns:
+            The paths, from the root, of what it doesn't hold.
+        """
+        path = self.root / LOCK
+        needed = outputs(path.read_text(encoding="utf-8")) if path.exists() else {}
+        for file in self.root.rglob("*.dvc"):
+            if file.is_file():
+                document = read_yaml(file)
+                folder = (file.parent / document.get("wdir", ".")).relative_to(self.root)
+                needed |= {str(folder / path): hash_ for path, hash_ in _hashes(document).items()}
+        here = {path for path in needed if (self.root / path).exists()}  # of git, not of the cache
+        return [
+            path
+            for path in needed.keys() - here
+            if not _link(cache, needed[path], self.root / path)
+        ]
+
+    def cache(self) -> Path:
+        """The folder of the workspace's DVC cache."""
         command = [sys.executable, "-m", "dvc", "cache", "dir"]
         done = subprocess.run(
             command, cwd=self.workspace, env=self.env, capture_output=True, text=True
         )
         if done.returncode:
             raise UserError(f"`dvc cache dir` failed: {done.stderr.strip()}")
-        return done.stdout.strip()
+        return Path(done.stdout.strip())
 
     def _stages(self) -> dict[str, Any]:
         path = self.root / PIPELINE
@@ -164,7 +189,32 @@ def cloned(root: Path) -> Iterator[Clone]:
         top, env = Path(folder, "clone"), _environment(Path(folder))
         repository = _must(root, "rev-parse", "--path-format=absolute", "--git-common-dir").strip()
         _must(root, "clone", "--quiet", "--shared", "--no-checkout", repository, str(top))
+        origin = _git(root, "remote", "get-url", "origin").stdout.decode().strip()
+        _must(top, "remote", *(("set-url", "origin", origin) if origin else ("remove", "origin")))
         yield Clone(root, top, top / _must(root, "rev-parse", "--show-prefix").strip(), env)
+
+
+def outputs(lock: str) -> dict[str, str]:
+    """DVC's hashes of a pipeline's outputs, by path, as the text of its dvc.lock has them."""
+    stages = (yaml.safe_load(lock) or {}).get("stages", {}).values()
+    return {path: hash_ for stage in stages for path, hash_ in _hashes(stage).items()}
+
+
+def _hashes(document: Mapping[str, Any]) -> dict[str, str]:
+    return {out["path"]: out["md5"] for out in document.get("outs") or () if "md5" in out}
+
+
+def _link(cache: Path, hash_: str, target: Path) -> bool:
+    places = (folder / hash_[:2] / hash_[2:] for folder in (cache / "files" / "md5", cache))
+    kept = next(filter(Path.exists, places), None)  # the second is where DVC 2 kept it
+    if kept is None:
+        return False
+    if hash_.endswith(".dir"):
+        parts = json.loads(kept.read_text(encoding="utf-8"))
+        return all(_link(cache, part["md5"], target / part["relpath"]) for part in parts)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.symlink_to(kept)
+    return True
 
 
 def _is_frozen(stage: Any) -> bool:

@@ -22,6 +22,7 @@ from splice.redact import redact
 if TYPE_CHECKING:
     from splice.mlflow_store import Store
 
+HISTORY_AHEAD = 20  # entries that wait in the outbox, each with its files
 EXIT_NOT_VERIFIED = 2  # neither the same nor another result
 
 
@@ -53,6 +54,12 @@ def _parser() -> argparse.ArgumentParser:
     sync.add_argument(
         "--again", action="store_true", help="also what was delivered before, or rejected"
     )
+    sync.add_argument(
+        "--history", action="store_true", help="also results in git's history and DVC experiments"
+    )
+    sync.add_argument("--since", default="", metavar="DATE", help="history: what is not older")
+    sync.add_argument("--experiments", action="store_true", help="history: experiments alone")
+    sync.add_argument("--dry-run", action="store_true", help="history: only say what has no run")
     sync.set_defaults(run=_sync)
 
     find = add("find", help="the runs of a model file, a commit, a DVC experiment or a hash")
@@ -119,6 +126,9 @@ def _sync(arguments: argparse.Namespace, config: Config) -> None:
     if not config.tracking.enabled:
         raise UserError("tracking.enabled in params.yaml is false; set it to true")
     follow(config)
+    if arguments.dry_run:
+        _sync_history(arguments, config)
+        return
     box = config.box
     if arguments.again:
         outbox.retry_rejected(box, config.store_id)
@@ -128,19 +138,56 @@ def _sync(arguments: argparse.Namespace, config: Config) -> None:
     except DataError as error:
         damage = f"the results here are not delivered: {error}"
     count = len(outbox.pending(box, config.store_id))
-    if count:
-        outbox.start_sender(config, hurried=True)
-        if reason := Join(config).wait(arguments.wait):
-            store = config.store_id
-            pending = outbox.pending(box, store)
-            rejected = sum(bool(outbox.rejection(entry, store)) for entry in pending)
-            reason = f"{len(pending)} entries are pending ({rejected} rejected): {reason}"
-            raise UserError("; ".join(filter(None, (reason, damage))))
+    try:
+        _deliver(config, arguments.wait)
+    except UserError as error:
+        raise UserError("; ".join(filter(None, (str(error), damage)))) from error
     if damage:
         raise UserError(damage)
     done = f"delivered {count} {'entry' if count == 1 else 'entries'} to MLflow" if count else ""
     everything = "all else" if missing else "everything"
     print("; ".join(filter(None, (missing, done or f"{everything} is delivered to MLflow"))))
+    if arguments.history or arguments.since or arguments.experiments:
+        _sync_history(arguments, config)
+
+
+def _deliver(config: Config, patience: float | None) -> None:
+    box = config.box
+    if not outbox.pending(box, config.store_id):
+        return
+    outbox.start_sender(config, hurried=True)
+    if reason := Join(config).wait(patience):
+        store = config.store_id
+        pending = outbox.pending(box, store)
+        rejected = sum(bool(outbox.rejection(entry, store)) for entry in pending)
+        raise UserError(f"{len(pending)} entries are pending ({rejected} rejected): {reason}")
+
+
+def _sync_history(arguments: argparse.Namespace, config: Config) -> None:
+    from tqdm import tqdm  # comes with dvc
+
+    from splice import history
+    from splice.checkout import cloned
+
+    commits = provenance.history(config.root, arguments.since, arguments.experiments)
+    with _store(config) as store:
+        todo = [*history.unknown(config, commits, lambda md5: store.run_of_model(md5) is not None)]
+    if arguments.dry_run:
+        print(f"{len(todo)} results of the history have no run yet:" if todo else "nothing to do")
+        for past in todo:
+            print(f"  {past}")
+        return
+    skipped = []
+    with cloned(config.root) as clone:
+        cache = clone.cache()
+        for past in tqdm(todo, unit=" results", disable=None):
+            if reason := history.record(clone, cache, config.home, past):
+                skipped.append(f"  {past}: {reason}")
+            if len(outbox.pending(config.box, config.store_id)) >= HISTORY_AHEAD:
+                _deliver(config, arguments.wait)
+    _deliver(config, arguments.wait)
+    print(f"history: {len(todo) - len(skipped)} results delivered, {len(skipped)} can't be")
+    print(*skipped, sep="\n", end="\n" if skipped else "")
 
 
 def _record_results(config: Config, again: bool) -> str:

@@ -19,6 +19,7 @@ from splice.provenance import Commit
 NOTE = "mlflow.note.content"
 DIFF = "source/uncommitted.diff.txt"  # a name that MLflow's pages show the text of
 RULE, SETTINGS = "registry", "how"  # in the record of an evaluation
+PAST = "past"
 CODE = "code"  # in those of a training and an evaluation
 FORBIDDEN, LONGEST_NAME = re.compile(r"[^/\w.\- :]"), 200  # in the names of MLflow's metrics
 
@@ -158,10 +159,15 @@ class _Note:
 
 
 class Join:
-    """What a project's stages hand over to MLflow; they never wait for it unless they say so."""
+    """What a project's stages hand over to MLflow; they never wait for it unless they say so.
 
-    def __init__(self, config: Config) -> None:
-        self.config = config
+    Args:
+        config: of the project.
+        code: of the checkout whose code exports the models; None: the same.
+    """
+
+    def __init__(self, config: Config, code: Config | None = None) -> None:
+        self.config, self._code = config, code or config
 
     def wake(self) -> None:
         """Have the sender run, which starts up while a stage works."""
@@ -236,12 +242,15 @@ class Join:
             md5(root / config.model), md5(root / config.test), config.evaluated_with()
         )
 
-    def evaluation(self, evaluation: Evaluation, again: bool = True) -> None:
+    def evaluation(
+        self, evaluation: Evaluation, again: bool = True, past: int | None = None
+    ) -> None:
         """Record what was measured of the model as it lies here.
 
         Args:
             evaluation: the numbers, and what goes with them.
             again: also if the store, as it is configured now, has this very one already.
+            past: when that was, in ms since 1970, if the model is history: it is not registered.
 
         Raises:
             Stale: it is `of` another model, test data or settings.
@@ -271,8 +280,9 @@ class Join:
             "identity": identity,
             "content": content,
             SETTINGS: same[SETTINGS],
-            "time": outbox.now(),
-            CODE: code.keep(config),
+            "time": outbox.now() if past is None else past,
+            PAST: past is not None,
+            CODE: code.keep(self._code),
             "experiment": config.tracking.experiment,
             RULE: vars(config.registry),
             "scores": {metric_name(name): value for name, value in evaluation.metrics.items()},
@@ -324,7 +334,7 @@ class Join:
         files[provenance.TEST] = (self.config.test, same["test"])
         note = provenance.how_to_get(self.config.root, at, files)
         return {
-            "name": f"restored-{same['model'][:8]}",
+            "name": provenance.experiment() or f"restored-{same['model'][:8]}",
             "tags": {
                 **trained.tags,
                 **self._tags(at, records),

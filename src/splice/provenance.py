@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from time import localtime, strftime
 from typing import Any, NamedTuple
 
 import yaml
@@ -100,8 +101,8 @@ def tags(root: Path, at: Commit) -> dict[str, str]:
         "mlflow.source.name": root.name,
         "mlflow.user": user(),
     }
-    if experiment := os.environ.get("DVC_EXP_NAME"):
-        found["dvc.experiment"] = experiment
+    if name := experiment():
+        found["dvc.experiment"] = name
         found["dvc.baseline"] = os.environ.get("DVC_EXP_BASELINE_REV", UNKNOWN)
     return found
 
@@ -113,8 +114,8 @@ def run_name(root: Path, identity: str) -> str:
         root: of the checkout.
         identity: the training's key, for a name where nothing or too much differs.
     """
-    if _in_experiment():
-        return os.environ["DVC_EXP_NAME"]
+    if name := experiment():
+        return name
     changed = " ".join(_changed_params(root))
     return changed if 0 < len(changed) <= LONGEST_NAME else f"train-{identity[:8]}"
 
@@ -157,15 +158,15 @@ def how_to_get(root: Path, at: Commit, paths: Mapping[str, tuple[str, str]]) -> 
         f"  `dvc get {origin} {path} --rev {_revision(at, md5, lock)}`\n"
         for what, (path, md5) in paths.items()
     )
-    experiment = f", experiment `{os.environ['DVC_EXP_NAME']}`" if _in_experiment() else ""
+    part_of = f", experiment `{experiment()}`" if experiment() else ""
     dirty = " and uncommitted changes (artifact `source/uncommitted.diff.txt`)" if at.diff else ""
-    return f"Commit `{at.id}` on `{at.branch}`{experiment}{dirty}.\n\n{rows}"
+    return f"Commit `{at.id}` on `{at.branch}`{part_of}{dirty}.\n\n{rows}"
 
 
 def hash_at(root: Path, revision: str, path: str) -> tuple[str, str] | None:
     """The commit that a revision or DVC experiment names; a file's hash in its dvc.lock, or ''."""
-    experiment = _git(root, "for-each-ref", "--format=%(refname)", f"refs/exps/*/*/{revision}")
-    named = (experiment or revision).splitlines()[0]
+    reference = _git(root, "for-each-ref", "--format=%(refname)", f"refs/exps/*/*/{revision}")
+    named = (reference or revision).splitlines()[0]
     identity = _git(root, "rev-parse", "--verify", "--quiet", f"{named}^{{commit}}")
     if not identity:
         return None
@@ -180,6 +181,44 @@ def lock_at(root: Path, commit: str) -> str:
     return _git(root, "show", f"{commit}:./dvc.lock") or ""
 
 
+class Locked(NamedTuple):
+    """A commit that changed dvc.lock: when, in ms since 1970, and of which DVC experiment.
+
+    `experiment` and `baseline`, the commit that it began with, are '' for others.
+    """
+
+    commit: str
+    time: int
+    experiment: str = ""
+    baseline: str = ""
+
+    def __str__(self) -> str:
+        date = strftime("%Y-%m-%d", localtime(self.time / 1000))
+        return f"{self.commit[:12]} {date} {self.experiment}".strip()
+
+
+def history(root: Path, since: str, experiments_only: bool) -> list[Locked]:
+    """The commits of branches, tags and experiments that changed dvc.lock, oldest first.
+
+    Args:
+        root: of the checkout.
+        since: the date of the first, as git takes it; '' for all.
+        experiments_only: leave out commits that are no experiments.
+    """
+    after = [f"--since={since}"] if since else []
+    log = ("log", "--format=%H %ct", *after)
+    kinds = ("--branches", "--remotes", "--tags", "--full-history", "--", "dvc.lock")
+    lines = [] if experiments_only else (_git(root, *log, *kinds) or "").splitlines()
+    found = [Locked(commit, int(time) * 1000) for commit, time in map(str.split, lines)]
+    for name in (_git(root, "for-each-ref", "--format=%(refname)", "refs/exps") or "").split():
+        if match := re.fullmatch(r"refs/exps/(\w{2})/(\w{38})/(.+)", name):
+            start, rest, experiment = match.groups()
+            if line := _git(root, *log, "--max-count=1", name):
+                commit, time = line.split()
+                found.append(Locked(commit, int(time) * 1000, experiment, start + rest))
+    return sorted(found, key=lambda each: each.time)
+
+
 def locked_first(root: Path, md5: str) -> str:
     """The first commit, of a branch, a tag or an experiment, whose dvc.lock holds a hash; or ''."""
     command = ("log", "--all", "--reverse", "--format=%H", "-S", md5, "--", "dvc.lock")
@@ -187,15 +226,16 @@ def locked_first(root: Path, md5: str) -> str:
 
 
 def _revision(at: Commit, md5: str, lock: str) -> str:
-    if _in_experiment():
-        return os.environ["DVC_EXP_NAME"]
+    if name := experiment():
+        return name
     if md5 in lock:
         return at.id[:12]
     return f"$(git log --all --format=%h -S {md5} -- dvc.lock | tail -1)"
 
 
-def _in_experiment() -> bool:
-    return bool(os.environ.get("DVC_EXP_NAME"))
+def experiment() -> str:
+    """The name of the DVC experiment that this process is part of; '' if it is of none."""
+    return os.environ.get("DVC_EXP_NAME", "")
 
 
 def user() -> str:

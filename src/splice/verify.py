@@ -12,10 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from splice import provenance
-from splice.checkout import LOCK, cloned
+from splice.checkout import LOCK, cloned, outputs
 from splice.config import Config
 from splice.errors import UserError
 from splice.files import md5
@@ -158,16 +156,16 @@ def rebuilt(
     with cloned(config.root) as clone:
         clone.checkout(known.commit, known.difference)
         taken = clone.take_from_cache(known.lock, take)
-        outputs = _outputs(clone.rebuild(each))
+        here = outputs(clone.rebuild(each))
         numbers = _numbers(Config.read(clone.root)) if config.results else {}
     shared = known.numbers.keys() & numbers.keys()
     return Verdict(
         len(known.outputs),
         len(shared),
         {
-            path: (hash_, outputs.get(path, "none"))
+            path: (hash_, here.get(path, "none"))
             for path, hash_ in known.outputs.items()
-            if outputs.get(path) != hash_
+            if here.get(path) != hash_
         },
         {
             name: (f"{known.numbers[name]!r}", f"{numbers[name]!r}")
@@ -210,7 +208,7 @@ def _recorded(
         commit,
         difference,
         lock,
-        _outputs(lock) if lock else {config.model: tags[MODEL]},
+        outputs(lock) if lock else {config.model: tags[MODEL]},
         store.scored(run),
         {key: tags[key] for key in ENVIRONMENT if key in tags},
     )
@@ -221,12 +219,6 @@ def _lock_here(root: Path, model: str) -> str:
     path = root / LOCK
     text = path.read_text(encoding="utf-8") if path.exists() else ""
     return text if model in text else ""
-
-
-def _outputs(lock: str) -> dict[str, str]:
-    stages = yaml.safe_load(lock).get("stages", {}).values()
-    outs = (out for stage in stages for out in stage.get("outs", ()))
-    return {out["path"]: out["md5"] for out in outs if "md5" in out}
 
 
 def _numbers(config: Config) -> dict[str, float]:
