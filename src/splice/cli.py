@@ -181,7 +181,7 @@ def _sync_history(arguments: argparse.Namespace, config: Config) -> None:
     with cloned(config.root) as clone:
         cache = clone.cache()
         for past in tqdm(todo, unit=" results", disable=None):
-            if reason := history.record(clone, cache, config.home, past):
+            if reason := history.record(clone, cache, config, past):
                 skipped.append(f"  {past}: {reason}")
             if len(outbox.pending(config.box, config.store_id)) >= HISTORY_AHEAD:
                 _deliver(config, arguments.wait)

@@ -7,14 +7,14 @@ of that commit, in a process of its own; where it had no [tool.splice] yet, by t
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 from splice import errors, provenance
 from splice.checkout import Clone
 from splice.config import Config
-from splice.errors import DataError, UserError
+from splice.errors import UserError
 from splice.join import Join, evaluation_here
 from splice.provenance import Locked
 
@@ -38,13 +38,13 @@ def unknown(
                 yield each
 
 
-def record(clone: Clone, cache: Path, home: Path, past: Locked) -> str:
+def record(clone: Clone, cache: Path, config: Config, past: Locked) -> str:
     """Write the results of a commit to the outbox; give '', or why that can't be.
 
     Args:
         clone: any, of the project's repository.
         cache: the project's DVC cache.
-        home: of the project.
+        config: of the project.
         past: the commit.
     """
     try:
@@ -52,14 +52,16 @@ def record(clone: Clone, cache: Path, home: Path, past: Locked) -> str:
     except UserError as error:
         return str(error)
     missing = clone.link(cache)
+    if config.model in missing:
+        return _not_in_cache(missing)
     source, before = str(Path(__file__).resolve().parents[1]), os.environ.get("PYTHONPATH")
     done = subprocess.run(
-        [sys.executable, "-m", __spec__.name, str(clone.root), str(home), str(past.time)],
+        [sys.executable, "-m", __spec__.name, str(clone.root), str(config.home), str(past.time)],
         cwd=clone.root,
         env={
             **os.environ,
             "PYTHONPATH": os.pathsep.join(filter(None, [source, before])),
-            "DVC_ROOT": str(home),
+            "DVC_ROOT": str(config.home),
             "DVC_EXP_NAME": past.experiment,
             "DVC_EXP_BASELINE_REV": past.baseline,
         },
@@ -70,8 +72,12 @@ def record(clone: Clone, cache: Path, home: Path, past: Locked) -> str:
     if not done.returncode:
         return ""
     if missing:
-        return f"not in the DVC cache: {', '.join(sorted(missing))}"
+        return _not_in_cache(missing)
     return (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+
+
+def _not_in_cache(missing: Iterable[str]) -> str:
+    return f"not in the DVC cache: {', '.join(sorted(missing))}"
 
 
 def _read(root: Path, home: Path, time: int) -> None:
@@ -81,8 +87,6 @@ def _read(root: Path, home: Path, time: int) -> None:
     except UserError:
         config, code = replace(today, root=root), today
     config = replace(config, tracking=today.tracking, outbox=today.outbox)
-    if not (root / config.model).exists():
-        raise DataError(f"{config.model} is not there")
     Join(config, code).evaluation(evaluation_here(config), past=time)
 
 
