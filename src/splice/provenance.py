@@ -219,9 +219,16 @@ def history(root: Path, since: str, experiments_only: bool) -> list[Locked]:
     return sorted(found, key=lambda each: each.time)
 
 
-def locked_first(root: Path, md5: str) -> str:
-    """The first commit, of a branch, a tag or an experiment, whose dvc.lock holds a hash; or ''."""
-    command = ("log", "--all", "--reverse", "--format=%H", "-S", md5, "--", "dvc.lock")
+def locked_first(root: Path, md5: str, after: str = "") -> str:
+    """The first commit, of a branch, a tag or an experiment, whose dvc.lock holds a hash; or ''.
+
+    Args:
+        root: of the checkout.
+        md5: the hash.
+        after: a commit; what was there before it doesn't count.
+    """
+    newer = [f"^{after}"] if after else []
+    command = ("log", "--all", *newer, "--reverse", "--format=%H", "-S", md5, "--", "dvc.lock")
     return (_git(root, *command) or "").partition("\n")[0]
 
 

@@ -183,19 +183,21 @@ def _of_run(store: Store, config: Config, run: Any) -> Recorded:
         raise UserError(f"run {run.info.run_id} is deleted{kept}; name another")
     if MODEL not in tags or PARENT in tags:
         raise UserError(f"run {run.info.run_id} made no model; name a training that finished")
-    model = tags[MODEL]
-    locked_at = provenance.locked_first(root, model)
-    lock = provenance.lock_at(root, locked_at) if locked_at else _lock_here(root, model)
-    if tags.get(ORIGIN) == "trained" and tags.get("git.commit") != provenance.UNKNOWN:
-        is_dirty = tags.get("git.dirty") == "true"
-        difference = store.artifact(run.info.run_id, DIFF) if is_dirty else b""
-        return _recorded(store, config, run, tags["git.commit"], difference, lock)
-    if not locked_at:
+    model, commit = tags[MODEL], tags.get("git.commit", provenance.UNKNOWN)
+    trained_there = tags.get(ORIGIN) == "trained" and commit != provenance.UNKNOWN
+    lock = provenance.lock_at(root, commit)
+    if model not in lock:
+        locked_at = provenance.locked_first(root, model, after=commit if trained_there else "")
+        lock = provenance.lock_at(root, locked_at) if locked_at else _lock_here(root, model)
+        commit = commit if trained_there else locked_at
+    if not commit:
         raise UserError(
             f"no commit here has {model} in its {LOCK}, and the run doesn't say what made it; "
             "`git fetch` brings what others committed"
         )
-    return _recorded(store, config, run, locked_at, b"", lock)
+    dirty = trained_there and tags.get("git.dirty") == "true"
+    difference = store.artifact(run.info.run_id, DIFF) if dirty else b""
+    return _recorded(store, config, run, commit, difference, lock)
 
 
 def _recorded(
