@@ -2,10 +2,11 @@
 
 import argparse
 import os
+import re
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,12 +15,15 @@ from splice import errors, outbox, provenance, rwlock
 from splice.config import Config
 from splice.errors import DataError, Stale, UserError
 from splice.files import md5
-from splice.join import Evaluation, Join, metric_name
+from splice.join import Join, evaluation_here, metric_name
 from splice.moved import ARTIFACTS, follow
 from splice.redact import redact
 
 if TYPE_CHECKING:
     from splice.mlflow_store import Store
+
+HISTORY_AHEAD = 20  # entries that wait in the outbox, each with its files
+EXIT_NOT_VERIFIED = 2  # neither the same nor another result
 
 
 def main() -> None:
@@ -28,6 +32,7 @@ def main() -> None:
     errors.run(
         f"splice {arguments.command}",
         lambda: arguments.run(arguments, Config.find(Path.cwd())),
+        interrupted="interrupted",
     )
 
 
@@ -35,8 +40,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="splice",
         description="DVC runs the pipeline (`dvc repro`); this delivers its results to MLflow, "
-        "finds their runs and promotes models. The store is MLFLOW_TRACKING_URI, or mlflow.db in "
-        "the project.",
+        "finds their runs, rebuilds them to compare, and promotes models. The store is "
+        "MLFLOW_TRACKING_URI, or mlflow.db in the project.",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
@@ -49,11 +54,28 @@ def _parser() -> argparse.ArgumentParser:
     sync.add_argument(
         "--again", action="store_true", help="also what was delivered before, or rejected"
     )
+    sync.add_argument(
+        "--history", action="store_true", help="also results in git's history and DVC experiments"
+    )
+    sync.add_argument("--since", default="", metavar="DATE", help="history: what is not older")
+    sync.add_argument("--experiments", action="store_true", help="history: experiments alone")
+    sync.add_argument("--dry-run", action="store_true", help="history: only say what has no run")
     sync.set_defaults(run=_sync)
 
     find = add("find", help="the runs of a model file, a commit, a DVC experiment or a hash")
     find.add_argument("what", help="path, commit, experiment name or MD5")
     find.set_defaults(run=_find)
+
+    verify = add("verify", help="whether a run's commit, rebuilt in a clone, gives its result")
+    verify.add_argument("what", help="run id, path or MD5 of a model, commit or experiment name")
+    verify.add_argument(
+        "--take",
+        action="append",
+        default=[],
+        metavar="STAGE",
+        help="don't run this stage: take its outputs from the DVC cache",
+    )
+    verify.set_defaults(run=_verify)
 
     promote = add("promote", help="make the challenger champion, if the rule allows it")
     promote.add_argument("--version", metavar="N", help="this version instead of the challenger")
@@ -104,6 +126,9 @@ def _sync(arguments: argparse.Namespace, config: Config) -> None:
     if not config.tracking.enabled:
         raise UserError("tracking.enabled in params.yaml is false; set it to true")
     follow(config)
+    if arguments.dry_run:
+        _sync_history(arguments, config)
+        return
     box = config.box
     if arguments.again:
         outbox.retry_rejected(box, config.store_id)
@@ -113,19 +138,56 @@ def _sync(arguments: argparse.Namespace, config: Config) -> None:
     except DataError as error:
         damage = f"the results here are not delivered: {error}"
     count = len(outbox.pending(box, config.store_id))
-    if count:
-        outbox.start_sender(config, hurried=True)
-        if reason := Join(config).wait(arguments.wait):
-            store = config.store_id
-            pending = outbox.pending(box, store)
-            rejected = sum(bool(outbox.rejection(entry, store)) for entry in pending)
-            reason = f"{len(pending)} entries are pending ({rejected} rejected): {reason}"
-            raise UserError("; ".join(filter(None, (reason, damage))))
+    try:
+        _deliver(config, arguments.wait)
+    except UserError as error:
+        raise UserError("; ".join(filter(None, (str(error), damage)))) from error
     if damage:
         raise UserError(damage)
     done = f"delivered {count} {'entry' if count == 1 else 'entries'} to MLflow" if count else ""
     everything = "all else" if missing else "everything"
     print("; ".join(filter(None, (missing, done or f"{everything} is delivered to MLflow"))))
+    if arguments.history or arguments.since or arguments.experiments:
+        _sync_history(arguments, config)
+
+
+def _deliver(config: Config, patience: float | None) -> None:
+    box = config.box
+    if not outbox.pending(box, config.store_id):
+        return
+    outbox.start_sender(config, hurried=True)
+    if reason := Join(config).wait(patience):
+        store = config.store_id
+        pending = outbox.pending(box, store)
+        rejected = sum(bool(outbox.rejection(entry, store)) for entry in pending)
+        raise UserError(f"{len(pending)} entries are pending ({rejected} rejected): {reason}")
+
+
+def _sync_history(arguments: argparse.Namespace, config: Config) -> None:
+    from tqdm import tqdm  # comes with dvc
+
+    from splice import history
+    from splice.checkout import cloned
+
+    commits = provenance.history(config.root, arguments.since, arguments.experiments)
+    with _store(config) as store:
+        todo = [*history.unknown(config, commits, lambda md5: store.run_of_model(md5) is not None)]
+    if arguments.dry_run:
+        print(f"{len(todo)} results of the history have no run yet:" if todo else "nothing to do")
+        for past in todo:
+            print(f"  {past}")
+        return
+    skipped = []
+    with cloned(config.root) as clone:
+        cache = clone.cache()
+        for past in tqdm(todo, unit=" results", disable=None):
+            if reason := history.record(clone, cache, config, past):
+                skipped.append(f"  {past}: {reason}")
+            if len(outbox.pending(config.box, config.store_id)) >= HISTORY_AHEAD:
+                _deliver(config, arguments.wait)
+    _deliver(config, arguments.wait)
+    print(f"history: {len(todo) - len(skipped)} results delivered, {len(skipped)} can't be")
+    print(*skipped, sep="\n", end="\n" if skipped else "")
 
 
 def _record_results(config: Config, again: bool) -> str:
@@ -145,22 +207,12 @@ def _record_results(config: Config, again: bool) -> str:
             )
         return "no finished result here: `dvc repro` makes one"
     try:
-        if results := config.load("results"):
-            Join(config).evaluation(_called(results, config), again)
+        Join(config).evaluation(evaluation_here(config), again)
     except DataError as error:
         if isinstance(error, Stale) or isinstance(error.__cause__, FileNotFoundError):
             return f"the model here is not evaluated yet ({error})"
         raise
     return ""
-
-
-def _called(results: Callable[[Path], Evaluation], config: Config) -> Evaluation:
-    try:
-        return results(config.root)
-    except UserError:
-        raise
-    except Exception as error:  # the project's own, whatever it raises
-        raise DataError(f"{config.results} of [tool.splice] failed: {error!r}") from error
 
 
 def _find(arguments: argparse.Namespace, config: Config) -> None:
@@ -190,7 +242,45 @@ def _find(arguments: argparse.Namespace, config: Config) -> None:
             + f"  commit {run.data.tags.get('git.commit', '')[:12]}"
             + f"  Python {run.data.tags.get('env.python', 'unknown')}"
             + f", packages {run.data.tags.get('env.packages', 'unknown')[:8]}"
+            + (f"  verified: {run.data.tags['verified']}" if "verified" in run.data.tags else "")
         )
+
+
+def _verify(arguments: argparse.Namespace, config: Config) -> None:
+    from splice import verify
+
+    try:
+        with _store(config) as store:
+            known = verify.recorded(store, config, arguments.what)
+        changes = " with its uncommitted changes" if known.difference else ""
+        print(f"run {known.run_id} ({known.name}): commit {known.commit[:12]}{changes}, in a clone")
+        packages = config.root / config.packages
+        for tag, here in provenance.environment(packages).items():
+            if known.made_with.get(tag, here) != here:
+                print(f"{tag} was {known.made_with[tag]}, is {here} here")
+        verdict = verify.rebuilt(config, known, arguments.take, _Progress())
+        print(f"{verdict.word}: {verdict.counts}")
+        for name, (before, here) in verdict.differing.items():
+            print(f"  {name}: recorded {before}, here {here}")
+        with _store(config) as store:
+            store.tag(known.run_id, verdict.tags(packages))
+    except UserError as error:
+        error.exit_code = EXIT_NOT_VERIFIED
+        raise
+    if verdict.word == verify.DIFFERS:
+        sys.exit(1)
+
+
+class _Progress:
+    """Says which stage runs, when it begins, by what dvc prints."""
+
+    def __init__(self) -> None:
+        self._began = time.monotonic()
+
+    def __call__(self, line: str) -> None:
+        if started := re.match(r"Running stage '(.+)':", line):
+            minutes, seconds = divmod(int(time.monotonic() - self._began), 60)
+            print(f"{minutes:3}:{seconds:02}  {started[1]} …", flush=True)
 
 
 def _promote(arguments: argparse.Namespace, config: Config) -> None:

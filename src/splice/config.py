@@ -12,6 +12,7 @@ import sqlite3
 import sys
 import tomllib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import unquote
@@ -24,6 +25,7 @@ from splice.files import digest
 from splice.settings import CHECKED, Name, checked, read_yaml
 
 PYPROJECT, PARAMS = "pyproject.toml", "params.yaml"
+TRACKING_VARIABLE = "SPLICE_TRACKING"  # off: `tracking.enabled` is false, whatever a file says
 
 
 @dataclass(frozen=True, config=CHECKED)
@@ -136,7 +138,10 @@ class Config:
                 defaults = checked(type(defaults), values, file, prefix)
             sections[name] = defaults
         own = {"root": root, "home": main_checkout(root), **sections}
-        return checked(cls, {**table, **own}, where, "tool.splice.")
+        found = checked(cls, {**table, **own}, where, "tool.splice.")
+        if os.environ.get(TRACKING_VARIABLE) == "off":
+            return replace(found, tracking=replace(found.tracking, enabled=False))
+        return found
 
     @classmethod
     def find(cls, folder: Path) -> Self:

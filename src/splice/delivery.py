@@ -15,7 +15,7 @@ from splice.code import KEPT
 from splice.config import REGISTRY, Config, Registry
 from splice.errors import Rejected, UserError
 from splice.files import sync, write_json
-from splice.join import CODE, NOTE, RULE, SETTINGS
+from splice.join import CODE, NOTE, PAST, RULE, SETTINGS
 from splice.mlflow_store import (
     CONTENT,
     DUPLICATE,
@@ -275,7 +275,7 @@ class Delivery:
         if evaluated is not None:
             self._evaluate(evaluated, model_id, document)
             self.store.fold(partial(self.store.evaluations, identity, document["model"]))
-        if model_id is not None:
+        if model_id is not None and not document.get(PAST):
             self._register(model_id, run_id, document)
         outbox.note_delivered(self.folder.parent, self.store.id, identity, document["content"])
         self._remember(ended=True, done=True)
@@ -372,7 +372,8 @@ class Delivery:
         if document.get("note"):
             before = known.tags.get(NOTE, "")
             self.store.tag(run_id, {NOTE: self._described(run_id, before, document)})
-        self.store.end(run_id, "FINISHED", max(document["time"], outbox.now()))
+        end = document["time"] if document.get(PAST) else max(document["time"], outbox.now())
+        self.store.end(run_id, "FINISHED", end)
 
     def _described(self, run_id: str, before: str, document: dict[str, Any]) -> str:
         """A run's description: first what was measured, its files linked; then how to get it."""

@@ -12,6 +12,8 @@ INTERRUPTED = "interrupted; the next `dvc repro` goes on from here"
 class UserError(Exception):
     """Something the user can mend: the message says what is wrong, where, and what to do."""
 
+    exit_code = 1
+
 
 class ParameterError(UserError):
     """A key of a settings file is unknown, missing, of the wrong type or out of range."""
@@ -33,16 +35,17 @@ class Unreachable(Exception):
     """The store can't be reached or is not well: try again later."""
 
 
-def run(name: str, main: Callable[[], None]) -> None:
+def run(name: str, main: Callable[[], None], interrupted: str = INTERRUPTED) -> None:
     """Run a stage's or command's main function and leave the process with its exit code."""
     signal.signal(signal.SIGTERM, as_interrupt)
     try:
         main()
     except UserError as error:
         message = " ".join(str(error).split())
-        sys.exit(f"{name}: {message}")
+        print(f"{name}: {message}", file=sys.stderr)
+        sys.exit(error.exit_code)
     except KeyboardInterrupt:
-        print(f"{name}: {INTERRUPTED}", file=sys.stderr)
+        print(f"{name}: {interrupted}", file=sys.stderr)
         sys.exit(EXIT_INTERRUPTED)
     except OSError as error:
         where = f" {error.filename}" if error.filename else ""

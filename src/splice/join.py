@@ -11,7 +11,7 @@ from typing import Any
 
 from splice import code, outbox, provenance
 from splice.config import PARAMS, Config
-from splice.errors import Stale, UserError
+from splice.errors import DataError, Stale, UserError
 from splice.files import digest, md5
 from splice.outbox import Point, Training
 from splice.provenance import Commit
@@ -19,6 +19,7 @@ from splice.provenance import Commit
 NOTE = "mlflow.note.content"
 DIFF = "source/uncommitted.diff.txt"  # a name that MLflow's pages show the text of
 RULE, SETTINGS = "registry", "how"  # in the record of an evaluation
+PAST = "past"
 CODE = "code"  # in those of a training and an evaluation
 FORBIDDEN, LONGEST_NAME = re.compile(r"[^/\w.\- :]"), 200  # in the names of MLflow's metrics
 
@@ -158,10 +159,15 @@ class _Note:
 
 
 class Join:
-    """What a project's stages hand over to MLflow; they never wait for it unless they say so."""
+    """What a project's stages hand over to MLflow; they never wait for it unless they say so.
 
-    def __init__(self, config: Config) -> None:
-        self.config = config
+    Args:
+        config: of the project.
+        code: of the checkout whose code exports the models; None: the same.
+    """
+
+    def __init__(self, config: Config, code: Config | None = None) -> None:
+        self.config, self._code = config, code or config
 
     def wake(self) -> None:
         """Have the sender run, which starts up while a stage works."""
@@ -238,12 +244,15 @@ class Join:
             md5(root / config.model), md5(root / config.test), config.evaluated_with()
         )
 
-    def evaluation(self, evaluation: Evaluation, again: bool = True) -> None:
+    def evaluation(
+        self, evaluation: Evaluation, again: bool = True, past: int | None = None
+    ) -> None:
         """Record what was measured of the model as it lies here.
 
         Args:
             evaluation: the numbers, and what goes with them.
             again: also if the store, as it is configured now, has this very one already.
+            past: when that was, in ms since 1970, if the model is history: it is not registered.
 
         Raises:
             Stale: it is `of` another model, test data or settings.
@@ -273,8 +282,9 @@ class Join:
             "identity": identity,
             "content": content,
             SETTINGS: same[SETTINGS],
-            "time": outbox.now(),
-            CODE: code.keep(config),
+            "time": outbox.now() if past is None else past,
+            PAST: past is not None,
+            CODE: code.keep(self._code),
             "experiment": config.tracking.experiment,
             RULE: vars(config.registry),
             "scores": {metric_name(name): value for name, value in evaluation.metrics.items()},
@@ -326,7 +336,7 @@ class Join:
         files[provenance.TEST] = (self.config.test, same["test"])
         note = provenance.how_to_get(self.config.root, at, files)
         return {
-            "name": f"restored-{same['model'][:8]}",
+            "name": provenance.experiment() or f"restored-{same['model'][:8]}",
             "tags": {
                 **trained.tags,
                 **self._tags(at, records),
@@ -345,7 +355,7 @@ class Join:
             found = {f"source/{PARAMS}": params} if params.exists() else {}
             if at.diff:
                 found[DIFF] = Path(folder, "uncommitted.diff")
-                found[DIFF].write_text(at.diff + "\n", encoding="utf-8")
+                found[DIFF].write_text(at.diff, encoding="utf-8", errors="surrogateescape")
             yield found
 
 
@@ -358,6 +368,25 @@ def here() -> Join:
     join = Join(Config.find(Path.cwd()))
     join.wake()
     return join
+
+
+def evaluation_here(config: Config) -> Evaluation:
+    """What `results` of [tool.splice] finds in the project's files, whoever made them.
+
+    Raises:
+        UserError: nothing is named, or it can't be imported.
+        DataError: it failed.
+    """
+    results = config.load("results")
+    if results is None:
+        raise UserError("[tool.splice] in pyproject.toml names no `results`; add it")
+    try:
+        found: Evaluation = results(config.root)
+    except UserError:
+        raise
+    except Exception as error:  # the project's own, whatever it raises
+        raise DataError(f"{config.results} of [tool.splice] failed: {error!r}") from error
+    return found
 
 
 def metric_name(name: str) -> str:

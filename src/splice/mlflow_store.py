@@ -20,6 +20,7 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
 os.environ.setdefault("MLFLOW_ARTIFACT_UPLOAD_DOWNLOAD_TIMEOUT", "10")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("DO_NOT_TRACK", "true")
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
 import yaml
 from mlflow import MlflowClient
@@ -405,9 +406,12 @@ class Store:
         run_id = run.info.run_id
         if not any(file.path == BY_CLASS for file in self.client.list_artifacts(run_id)):
             return dict(run.data.metrics)
+        return {**run.data.metrics, **json.loads(self.artifact(run_id, BY_CLASS))}
+
+    def artifact(self, run_id: str, name: str) -> bytes:
+        """What is in a file of a run."""
         with tempfile.TemporaryDirectory() as folder:
-            file = Path(self.client.download_artifacts(run_id, BY_CLASS, folder))
-            return {**run.data.metrics, **json.loads(file.read_text(encoding="utf-8"))}
+            return Path(self.client.download_artifacts(run_id, name, folder)).read_bytes()
 
     def artifact_address(self, run_id: str, name: str) -> str:
         """Where a run's file is, as its description links to it in MLflow's pages."""

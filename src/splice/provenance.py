@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from time import localtime, strftime
 from typing import Any, NamedTuple
 
 import yaml
@@ -65,10 +66,13 @@ def _difference(root: Path, code: Sequence[str]) -> str:
             shutil.copy(root / (_git(root, "rev-parse", "--git-path", "index") or ""), index)
         for folder in code:
             _git(root, "add", "--intent-to-add", "--", folder, index=index)
-        diff = _git(root, "diff", "HEAD", "--", ".", *everything_else, index=index) or ""
+        _git(root, "update-index", "--refresh", index=index)
+        # Unlike `git diff`, the same whatever a user's settings are.
+        command = ("diff-index", "--patch", "--binary", "HEAD", "--", ".", *everything_else)
+        diff = (_output(root, *command, index=index) or b"").decode("utf-8", "surrogateescape")
     if len(diff) <= LONGEST_DIFF:
         return diff
-    return f"{diff[:LONGEST_DIFF]}\n... cut off: {len(diff):,} characters in all"
+    return f"{diff[:LONGEST_DIFF]}\n... cut off: {len(diff):,} characters in all\n"
 
 
 def environment(packages: Path) -> dict[str, str]:
@@ -95,10 +99,10 @@ def tags(root: Path, at: Commit) -> dict[str, str]:
         "mlflow.source.git.commit": at.id,
         "mlflow.source.type": "PROJECT",
         "mlflow.source.name": root.name,
-        "mlflow.user": _user(),
+        "mlflow.user": user(),
     }
-    if experiment := os.environ.get("DVC_EXP_NAME"):
-        found["dvc.experiment"] = experiment
+    if name := experiment():
+        found["dvc.experiment"] = name
         found["dvc.baseline"] = os.environ.get("DVC_EXP_BASELINE_REV", UNKNOWN)
     return found
 
@@ -110,8 +114,8 @@ def run_name(root: Path, identity: str) -> str:
         root: of the checkout.
         identity: the training's key, for a name where nothing or too much differs.
     """
-    if _in_experiment():
-        return os.environ["DVC_EXP_NAME"]
+    if name := experiment():
+        return name
     changed = " ".join(_changed_params(root))
     return changed if 0 < len(changed) <= LONGEST_NAME else f"train-{identity[:8]}"
 
@@ -148,42 +152,101 @@ def how_to_get(root: Path, at: Commit, paths: Mapping[str, tuple[str, str]]) -> 
         paths: DVC path and hash, by what it is.
     """
     origin = _without_credentials(_git(root, "remote", "get-url", "origin") or ".")
-    lock = _git(root, "show", "HEAD:dvc.lock") or ""
+    lock = lock_at(root, "HEAD")
     rows = "\n".join(
         f"- {what}: `{path}`, DVC hash (MD5) `{md5}`\n\n"
         f"  `dvc get {origin} {path} --rev {_revision(at, md5, lock)}`\n"
         for what, (path, md5) in paths.items()
     )
-    experiment = f", experiment `{os.environ['DVC_EXP_NAME']}`" if _in_experiment() else ""
+    part_of = f", experiment `{experiment()}`" if experiment() else ""
     dirty = " and uncommitted changes (artifact `source/uncommitted.diff.txt`)" if at.diff else ""
-    return f"Commit `{at.id}` on `{at.branch}`{experiment}{dirty}.\n\n{rows}"
+    return f"Commit `{at.id}` on `{at.branch}`{part_of}{dirty}.\n\n{rows}"
 
 
 def hash_at(root: Path, revision: str, path: str) -> tuple[str, str] | None:
     """The commit that a revision or DVC experiment names; a file's hash in its dvc.lock, or ''."""
-    experiment = _git(root, "for-each-ref", "--format=%(refname)", f"refs/exps/*/*/{revision}")
-    named = (experiment or revision).splitlines()[0]
+    reference = _git(root, "for-each-ref", "--format=%(refname)", f"refs/exps/*/*/{revision}")
+    named = (reference or revision).splitlines()[0]
     identity = _git(root, "rev-parse", "--verify", "--quiet", f"{named}^{{commit}}")
     if not identity:
         return None
-    lock = _git(root, "show", f"{identity}:dvc.lock") or ""
-    found = re.search(rf"path: {re.escape(path)}\n\s+hash: md5\n\s+md5: (\w+)", lock)
+    found = re.search(
+        rf"path: {re.escape(path)}\n\s+hash: md5\n\s+md5: (\w+)", lock_at(root, identity)
+    )
     return identity, found.group(1) if found else ""
 
 
+def lock_at(root: Path, commit: str) -> str:
+    """The text of a commit's dvc.lock; '' if it has none."""
+    return _git(root, "show", f"{commit}:./dvc.lock") or ""
+
+
+class Locked(NamedTuple):
+    """A commit that changed dvc.lock: when, in ms since 1970, and of which DVC experiment.
+
+    `experiment` and `baseline`, the commit that it began with, are '' for others.
+    """
+
+    commit: str
+    time: int
+    experiment: str = ""
+    baseline: str = ""
+
+    def __str__(self) -> str:
+        date = strftime("%Y-%m-%d", localtime(self.time / 1000))
+        return f"{self.commit[:12]} {date} {self.experiment}".strip()
+
+
+def history(root: Path, since: str, experiments_only: bool) -> list[Locked]:
+    """The commits of branches, tags and experiments that changed dvc.lock, oldest first.
+
+    Args:
+        root: of the checkout.
+        since: the date of the first, as git takes it; '' for all.
+        experiments_only: leave out commits that are no experiments.
+    """
+    after = [f"--since={since}"] if since else []
+    log = ("log", "--format=%H %ct", *after)
+    kinds = ("--branches", "--remotes", "--tags", "--full-history", "--", "dvc.lock")
+    lines = [] if experiments_only else (_git(root, *log, *kinds) or "").splitlines()
+    found = [Locked(commit, int(time) * 1000) for commit, time in map(str.split, lines)]
+    for name in (_git(root, "for-each-ref", "--format=%(refname)", "refs/exps") or "").split():
+        if match := re.fullmatch(r"refs/exps/(\w{2})/(\w{38})/(.+)", name):
+            start, rest, experiment = match.groups()
+            if line := _git(root, *log, "--max-count=1", name):
+                commit, time = line.split()
+                found.append(Locked(commit, int(time) * 1000, experiment, start + rest))
+    return sorted(found, key=lambda each: each.time)
+
+
+def locked_first(root: Path, md5: str, after: str = "") -> str:
+    """The first commit, of a branch, a tag or an experiment, whose dvc.lock holds a hash; or ''.
+
+    Args:
+        root: of the checkout.
+        md5: the hash.
+        after: a commit; what was there before it doesn't count.
+    """
+    newer = [f"^{after}"] if after else []
+    command = ("log", "--all", *newer, "--reverse", "--format=%H", "-S", md5, "--", "dvc.lock")
+    return (_git(root, *command) or "").partition("\n")[0]
+
+
 def _revision(at: Commit, md5: str, lock: str) -> str:
-    if _in_experiment():
-        return os.environ["DVC_EXP_NAME"]
+    if name := experiment():
+        return name
     if md5 in lock:
         return at.id[:12]
     return f"$(git log --all --format=%h -S {md5} -- dvc.lock | tail -1)"
 
 
-def _in_experiment() -> bool:
-    return bool(os.environ.get("DVC_EXP_NAME"))
+def experiment() -> str:
+    """The name of the DVC experiment that this process is part of; '' if it is of none."""
+    return os.environ.get("DVC_EXP_NAME", "")
 
 
-def _user() -> str:
+def user() -> str:
+    """Who runs this."""
     try:
         return getpass.getuser()
     except (OSError, KeyError):  # a user id without a name, as in some containers
@@ -195,6 +258,11 @@ def _without_credentials(url: str) -> str:
 
 
 def _git(root: Path, *arguments: str, index: Path | None = None) -> str | None:
+    output = _output(root, *arguments, index=index)
+    return None if output is None else output.decode("utf-8", "replace").strip()
+
+
+def _output(root: Path, *arguments: str, index: Path | None = None) -> bytes | None:
     environment = os.environ if index is None else os.environ | {"GIT_INDEX_FILE": str(index)}
     try:
         done = subprocess.run(
@@ -207,4 +275,4 @@ def _git(root: Path, *arguments: str, index: Path | None = None) -> str | None:
         )
     except (OSError, subprocess.SubprocessError):
         return None
-    return done.stdout.decode("utf-8", "replace").strip()
+    return done.stdout

@@ -7,8 +7,10 @@ from mlflow.entities import Run
 
 from conftest import Project
 from delivered import commands
-from splice import provenance
+from splice import outbox, provenance
+from splice.config import Config
 from splice.files import md5
+from splice.join import DIFF, Join
 
 
 def run_of_model(project: Project) -> Run:
@@ -55,6 +57,21 @@ def test_find_leads_from_a_file_a_hash_and_any_commit_to_the_run(finished: Proje
     assert "it is no file, commit or experiment here" in done.stdout
 
 
+def test_a_project_in_a_folder_of_its_repository_is_found_by_its_own_lock(
+    tmp_path: Path, clean_environment: dict[str, str]
+) -> None:
+    project = Project(tmp_path / "project", clean_environment)
+    project.root.mkdir()
+    (project.root / "dvc.lock").write_text("    - path: net\n      hash: md5\n      md5: abc123\n")
+    Project(tmp_path, clean_environment).git("init", "--quiet")
+    at = project.commit()
+    assert provenance.hash_at(project.root, "HEAD", "net") == (at, "abc123")
+    command = f"dvc get . net --rev {at[:12]}"
+    assert command in provenance.how_to_get(
+        project.root, provenance.commit(project.root, []), {"model": ("net", "abc123")}
+    )
+
+
 def test_a_dirty_tree_is_recorded_with_its_difference(finished: Project, tmp_path: Path) -> None:
     finished.params({"train.seed": 42, "train.epochs": 1})
     script = finished.root / "src" / "train.py"
@@ -69,6 +86,43 @@ def test_a_dirty_tree_is_recorded_with_its_difference(finished: Project, tmp_pat
     difference = Path(path).read_text()
     assert "+# a change" in difference
     assert "+  seed: 42" in difference
+
+
+def test_git_apply_of_the_recorded_difference_gives_the_very_files_whatever_git_is_set_to(
+    tmp_path: Path, clean_environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repository = Project(tmp_path / "repository", clean_environment)
+    project = Project(repository.root / "project", clean_environment)
+    (project.root / "src").mkdir(parents=True)
+    (project.root / "pyproject.toml").write_text('[tool.splice]\nmodel = "net"\n')
+    before = {
+        "open": b"a\nb",
+        "blank": b"a\n\n",
+        "latin": b"caf\xe9\r\n",
+        "binary": bytes(range(256)),
+    }
+    after = {"open": b"a\nc", "blank": b"c\n\n\n \n", "latin": b"th\xe9\r\n", "binary": b"\0" * 99}
+    for name, content in before.items():
+        (project.root / name).write_bytes(content)
+    repository.git("init", "--quiet")
+    at = repository.commit()
+    for name, content in after.items():
+        (project.root / name).write_bytes(content)
+    after["src/new.py"] = b"\0"
+    (project.root / "src" / "new.py").write_bytes(b"\0")
+    settings = tmp_path / "gitconfig"
+    settings.write_text("[diff]\nnoprefix\ncontext = 0\nrelative\n[color]\nui = always\n")
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(settings))
+
+    config = Config.read(project.root)
+    with Join(config).training(params={}, data={}):
+        pass
+    (entry,) = outbox.entries(config.box)
+    clone = Project(tmp_path / "clone", clean_environment)
+    repository.git("clone", "--quiet", "--shared", ".", str(clone.root))
+    clone.git("checkout", "--quiet", "--detach", at)
+    clone.git("apply", str(entry / outbox.FILES / DIFF))
+    assert {name: (clone.root / "project" / name).read_bytes() for name in after} == after
 
 
 def test_new_files_of_the_code_are_in_the_difference_and_others_are_not(bare: Project) -> None:
