@@ -41,7 +41,8 @@ repro: setup                ## run what is not up to date, and deliver the resul
 	$(BIN)/python -m digits.cli check
 	$(BIN)/python -m splice.cli unlock
 	$(BIN)/python -m dvc repro
-	@$(BIN)/python -m splice.cli sync; status=$$?; $(BIN)/python -m digits.cli data; exit $$status
+	@$(BIN)/python -m splice.cli sync; status=$$?; $(BIN)/python -m splice.cli compare; \
+	  $(BIN)/python -m digits.cli data; exit $$status
 
 recipe: setup               ## a recipe as an experiment of its own: make recipe NAME=fast
 	$(BIN)/python -m digits.cli recipe "$(NAME)"

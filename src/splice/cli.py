@@ -1,6 +1,7 @@
 """The command `splice`: what MLflow has of this project, and how to deliver the rest."""
 
 import argparse
+import json
 import os
 import socket
 import sys
@@ -65,6 +66,17 @@ def _parser() -> argparse.ArgumentParser:
     rollback.add_argument("--why", default="rolled back by hand", help="noted in the tags")
     rollback.set_defaults(run=_rollback)
 
+    compare = add("compare", help="results side by side: what differs, the best marked")
+    compare.add_argument(
+        "results",
+        nargs="*",
+        metavar="REV|RUN",
+        help="commits, branches, experiments, `workspace`; or runs of MLflow by name, id or model "
+        "hash. One is compared with the workspace; none: the last commit is",
+    )
+    compare.add_argument("--json", action="store_true", help="all parameters and numbers, as JSON")
+    compare.set_defaults(run=_compare)
+
     unlock = add("unlock", help="remove the lock that a killed dvc left half-written, if one did")
     unlock.set_defaults(run=_unlock)
 
@@ -114,6 +126,7 @@ def _sync(arguments: argparse.Namespace, config: Config) -> None:
         damage = f"the results here are not delivered: {error}"
     count = len(outbox.pending(box, config.store_id))
     if count:
+        print(f"delivering to {redact(config.store)}", file=sys.stderr, flush=True)
         outbox.start_sender(config, hurried=True)
         if reason := Join(config).wait(arguments.wait):
             store = config.store_id
@@ -218,6 +231,26 @@ def _rollback(arguments: argparse.Namespace, config: Config) -> None:
     with _store(config) as store:
         version = roll_back(store, config.registry.model, arguments.why)
     print(f"champion is version {version} again")
+
+
+def _compare(arguments: argparse.Namespace, config: Config) -> None:
+    from splice import compare
+
+    names = arguments.results or ["HEAD"]
+    names = names if len(names) > 1 else [*names, compare.WORKSPACE]
+    known = compare.in_git(config, names)
+    if all(name in known for name in names):
+        results = [compare.from_dvc(config, name, known[name][0]) for name in names]
+    else:
+        with _store(config) as store:
+            results = [
+                compare.from_mlflow(config, store, name, known.get(name, (None, ""))[1])
+                for name in names
+            ]
+    if arguments.json:
+        print(json.dumps([result._asdict() for result in results], indent=2))
+    else:
+        compare.show(config, results)
 
 
 def _unlock(_arguments: argparse.Namespace, config: Config) -> None:
