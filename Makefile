@@ -22,7 +22,7 @@ MADE_ELSEWHERE := $(shell [ "$$(cat $(MARK) 2>/dev/null)" = "$$(pwd -P)" ] || ec
 help:                       ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 12
 
-setup: .venv/.done          ## make .venv from the lock
+setup: .venv/.done .venv/vega.js  ## make .venv from the lock
 
 # uv comes out of the same lock and brings the rest in parallel; where it can't, pip does.
 .venv/.done: requirements.lock pyproject.toml $(MADE_ELSEWHERE)
@@ -36,6 +36,11 @@ setup: .venv/.done          ## make .venv from the lock
 	$(BIN)/uv pip install --python $(BIN)/python --quiet --offline --no-deps --no-build-isolation -e .
 	pwd -P > $(MARK)
 	touch $@
+
+# What draws the charts of `dvc plots show`, for .dvc/plots/page.html: so it needs no network.
+.venv/vega.js: .venv/.done
+	$(BIN)/python -c 'import vl_convert; print("(() => {" + vl_convert.javascript_bundle() + "})()")' > $@.part
+	mv $@.part $@
 
 repro: setup                ## run what is not up to date, and deliver the results to MLflow
 	$(BIN)/python -m digits.cli check
