@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from splice import errors, outbox, provenance, rwlock
+from splice.command_line import commands_of
 from splice.config import Config
 from splice.errors import DataError, Stale, UserError
 from splice.files import md5
@@ -21,6 +22,18 @@ from splice.redact import redact
 
 if TYPE_CHECKING:
     from splice.mlflow_store import Store
+
+
+EXAMPLES = {  # the arguments of one for each command's help
+    "status": "",
+    "sync": "--wait 60",
+    "find": "models/net.safetensors",
+    "promote": "--dry-run",
+    "rollback": '--why "mistakes a 7 for a 1"',
+    "compare": "main my-experiment workspace",
+    "unlock": "",
+    "ui": "--port 5001",
+}
 
 
 def main() -> None:
@@ -39,9 +52,7 @@ def _parser() -> argparse.ArgumentParser:
         "finds their runs and promotes models. The store is MLFLOW_TRACKING_URI, or mlflow.db in "
         "the project.",
     )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-
-    add = commands.add_parser
+    add = commands_of(parser, EXAMPLES)
     status = add("status", help="what is not delivered to MLflow yet, and why")
     status.set_defaults(run=_status)
 
@@ -53,7 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     sync.set_defaults(run=_sync)
 
     find = add("find", help="the runs of a model file, a commit, a DVC experiment or a hash")
-    find.add_argument("what", help="path, commit, experiment name or MD5")
+    find.add_argument("what", metavar="WHAT", help="path, commit, experiment name or MD5")
     find.set_defaults(run=_find)
 
     promote = add("promote", help="make the challenger champion, if the rule allows it")
@@ -81,8 +92,8 @@ def _parser() -> argparse.ArgumentParser:
     unlock.set_defaults(run=_unlock)
 
     ui = add("ui", help="MLflow's pages on this project's store")
-    ui.add_argument("--host", default="127.0.0.1")
-    ui.add_argument("--port", type=int, default=5000)
+    ui.add_argument("--host", default="127.0.0.1", help="to listen on; 127.0.0.1: this machine's")
+    ui.add_argument("--port", type=int, default=5000, help="5000, if none is given")
     ui.set_defaults(run=_ui)
     return parser
 
