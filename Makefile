@@ -17,7 +17,7 @@ EMPTY := : > $(MARK) && find .venv -mindepth 1 -maxdepth 1 ! -path $(MARK) -exec
 MADE_ELSEWHERE := $(shell [ "$$(cat $(MARK) 2>/dev/null)" = "$$(pwd -P)" ] || echo made-elsewhere)
 
 .PHONY: help setup repro recipe original sync test check format lock ui bench kills outages races
-.PHONY: experiments fuzz clean made-elsewhere
+.PHONY: experiments fuzz rename clean made-elsewhere
 
 help:                       ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 12
@@ -95,6 +95,14 @@ races: setup                ## harness: 50 rounds of 4 machines that deliver at 
 
 fuzz: setup                 ## harness: 10,000 mutated inputs to the parsers
 	$(BIN)/python tests/harness/mutations.py
+
+# Where the word means what MNIST shows, it stays.
+rename:                     ## another name for package and command: make rename NAME=flowers
+	@echo "$(NAME)" | grep -Eqx '[a-z][a-z0-9_]*' || { echo "say which name, of lower-case letters: make rename NAME=flowers" >&2; exit 1; }
+	@[ ! -e "src/$(NAME)" ] || { echo "src/$(NAME) is there already; say another name" >&2; exit 1; }
+	@[ ! -e .digits ] || { echo "results may be waiting in .digits: call make sync, then remove it" >&2; exit 1; }
+	git mv src/digits "src/$(NAME)"
+	git grep -lzIw digits | xargs -0 perl -pi -e 's/(?<![-\w])(?<!real )(?<!ten )(?<!packaged )(?<!random )(?<!training )(?<!string\.)(?<!emnist\(")digits\b(?!,)/$(NAME)/g'
 
 clean:                      ## remove what set-up made; data, models and runs stay
 	@if $(IS_OURS); then $(EMPTY) && rm -rf .venv; \

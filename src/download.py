@@ -7,13 +7,14 @@ if __name__ == "__main__":
 
 import os
 import sys
+from pathlib import Path
 
-from digits.data import catalog, description
+from digits.data import catalog, description, folder
 from digits.data.catalog import Torchvision
 from digits.data.description import Description
 from digits.data.download import Source, fetch, mirror
 from digits.errors import DownloadError
-from digits.params import Params
+from digits.params import FOLDER, Params
 from digits.paths import Paths, State
 from splice import Join
 from splice.files import md5, written_whole
@@ -30,10 +31,14 @@ def main(params: Params, paths: Paths, state: State, _join: Join) -> None:
 
     Raises:
         ParameterError: there is no such data set.
+        DataError: the folder of one's own images can't be used.
         DownloadError: no source has one of the files, and there is nothing to fall back on.
     """
     name = params.download.dataset
-    catalog.named(name, paths.params)
+    catalog.check_name(name, paths.params)
+    if name == FOLDER:
+        _describe(paths.root / params.folder.path, paths)
+        return
     try:
         _bring(name, paths, state)
     except DownloadError as error:
@@ -47,6 +52,15 @@ def main(params: Params, paths: Paths, state: State, _join: Join) -> None:
             f"USING {instead.upper()} INSTEAD of {name}: {catalog.ALL[instead].title}. "
             f"For the full set later: {HOW_TO_GET_IT} (download.fallback: false refuses this.)",
         )
+
+
+def _describe(images: Path, paths: Paths) -> None:
+    """Replace data/raw by what is in a folder of images, which stay where they are."""
+    found = folder.describe(images)
+    with written_whole(paths.raw) as aside:
+        aside.mkdir()
+        description.write(aside, found)
+    stage.say("download", f"{found.title}, listed in data/raw; they stay in {images}")
 
 
 def _bring(name: str, paths: Paths, state: State) -> None:

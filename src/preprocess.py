@@ -5,19 +5,50 @@ from digits import stage
 if __name__ == "__main__":
     stage.begin()
 
-import numpy as np
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import NamedTuple
 
-from digits.data import dataset, description, raw
-from digits.data.dataset import Facts, PixelFacts, Split
+import numpy as np
+from tqdm import tqdm
+
+from digits.data import dataset, description, folder, raw
+from digits.data.dataset import Facts, Labels, PixelFacts, Split, label_type
 from digits.data.description import Description
+from digits.data.folder import SPLITS
 from digits.data.formats import CURE
-from digits.data.raw import Bytes, Raw
-from digits.data.split import count_shared, keep_in_place, pixel_statistics, stratified
+from digits.data.picture import Fit, read_pictures
+from digits.data.raw import TEST_SEED, Bytes, Raw
+from digits.data.split import (
+    Indices,
+    count_shared,
+    image_digest,
+    keep_in_place,
+    pixel_counts,
+    pixel_statistics,
+    statistics,
+    stratified,
+)
 from digits.data.storage import write_document
 from digits.errors import DataError
-from digits.params import Params, Preprocess
+from digits.params import FOLDER, Params, Preprocess
 from digits.paths import Paths, State
 from splice import Join
+from splice.files import written_whole
+
+NAMED = 3  # unreadable pictures, of however many
+LINE_SECONDS = 10.0  # between two lines on progress where there is no terminal
+
+
+class Made(NamedTuple):
+    """What became of the raw files: images by split and class, and those of test in train."""
+
+    counts: dict[str, list[int]]
+    pixels: PixelFacts
+    shared: int
 
 
 def main(params: Params, paths: Paths, _state: State, _join: Join) -> None:
@@ -27,25 +58,8 @@ def main(params: Params, paths: Paths, _state: State, _join: Join) -> None:
         DataError: a raw file is missing, damaged, or not what it should be.
     """
     known = description.read(paths.raw)
-    training, test = raw.read(known, paths.raw)
-    shared = count_shared(test.images, training.images)
-    kept, held_out = stratified(
-        training.labels, params.preprocess.validation, params.preprocess.seed
-    )
-    validation = Raw(training.images[held_out], training.labels[held_out])
-    train = Raw(keep_in_place(training.images, kept), training.labels[kept])
-    _refuse_empty_classes(train.labels, known)
-
-    facts = Facts(known.name, known.classes)
-    pixels = _pixels(train.images, params.preprocess, facts)
-    counts = {}
-    for name, part, carried in (
-        ("train", train, pixels),
-        ("validation", validation, facts),
-        ("test", test, facts),
-    ):
-        dataset.write(paths.split(name), Split(part.images[:, None], part.labels, carried))
-        counts[name] = np.bincount(part.labels, minlength=len(known.classes)).tolist()
+    make = _from_pictures if known.name == FOLDER else _from_files
+    counts, pixels, shared = make(known, params, paths)
     write_document(
         paths.processed / "statistics.json",
         {
@@ -63,6 +77,29 @@ def main(params: Params, paths: Paths, _state: State, _join: Join) -> None:
     stage.say("preprocess", f"{known.name}: {sizes} images; {shared} of test also in train")
 
 
+def _from_files(known: Description, params: Params, paths: Paths) -> Made:
+    training, test = raw.read(known, paths.raw)
+    shared = count_shared(test.images, training.images)
+    kept, held_out = stratified(
+        training.labels, params.preprocess.validation, params.preprocess.seed
+    )
+    validation = Raw(training.images[held_out], training.labels[held_out])
+    train = Raw(keep_in_place(training.images, kept), training.labels[kept])
+    _refuse_empty_classes(train.labels, known)
+
+    facts = Facts(known.name, known.classes)
+    pixels = _pixels(pixel_statistics(train.images), params.preprocess, facts)
+    counts = {}
+    for name, part, carried in (
+        ("train", train, pixels),
+        ("validation", validation, facts),
+        ("test", test, facts),
+    ):
+        dataset.write(paths.split(name), Split(part.images[:, None], part.labels, carried))
+        counts[name] = np.bincount(part.labels, minlength=len(known.classes)).tolist()
+    return Made(counts, pixels, shared)
+
+
 def _refuse_empty_classes(labels: Bytes, known: Description) -> None:
     counts = np.bincount(labels, minlength=len(known.classes))
     missing = [name for name, count in zip(known.classes, counts, strict=True) if not count]
@@ -70,13 +107,164 @@ def _refuse_empty_classes(labels: Bytes, known: Description) -> None:
         raise DataError(f"no training images of class {', '.join(missing)}; {CURE}")
 
 
-def _pixels(images: Bytes, params: Preprocess, facts: Facts) -> PixelFacts:
-    mean, std = pixel_statistics(images)
-    mean = mean if params.mean is None else params.mean
-    std = std if params.std is None else params.std
+def _pixels(measured: tuple[float, float], params: Preprocess, facts: Facts) -> PixelFacts:
+    mean = measured[0] if params.mean is None else params.mean
+    std = measured[1] if params.std is None else params.std
     if std <= 0:
-        raise DataError(f"all training pixels are alike (standard deviation 0); {CURE}")
+        cure = "look at the pictures" if facts.dataset == FOLDER else CURE
+        raise DataError(f"all training pixels are alike (standard deviation 0); {cure}")
     return PixelFacts(facts.dataset, facts.classes, mean, std)
+
+
+def _from_pictures(known: Description, params: Params, paths: Paths) -> Made:
+    """The pictures pass through memory once, so there may be more than fit into it."""
+    number = {name: label for label, name in enumerate(known.classes)}
+    classes = [number[folder.class_of(name)] for name in known.files]
+    labels = np.array(classes, label_type(len(number)))
+    facts = Facts(known.name, known.classes)
+    drawn = _drawn(known, labels, params)
+    _refuse_small_classes({name: labels[drawn[name]] for name in SPLITS}, known)
+
+    readers = {}
+    with ExitStack() as stack:  # all three splits are written, or none
+        show = stack.enter_context(_progress(len(labels)))
+        for name in SPLITS:
+            reader = readers[name] = _Reader(known, labels, drawn[name], params, paths, show)
+            rest = partial(reader.rest, facts, params.preprocess if name == "train" else None)
+            aside = stack.enter_context(written_whole(paths.split(name)))
+            dataset.write_growing(aside, reader.blocks(), facts, rest)
+        _report_unreadable(readers, params.folder.skip_unreadable)
+        read = {name: reader.read_labels for name, reader in readers.items()}
+        _refuse_small_classes(read, known)
+    pixels = _pixels(statistics(readers["train"].histogram), params.preprocess, facts)
+    others = {*readers["train"].digests, *readers["validation"].digests}
+    shared = sum(digest in others for digest in readers["test"].digests)
+    counts = {name: _count(found, known) for name, found in read.items()}
+    _report_balance(np.sum(list(counts.values()), 0), known)
+    return Made({name: found.tolist() for name, found in counts.items()}, pixels, shared)
+
+
+def _drawn(known: Description, labels: Labels, params: Params) -> dict[str, Indices]:
+    """Which images are of which split: as their folders say, or drawn where those say nothing."""
+    said = np.array([folder.split_of(name) or "train" for name in known.files])
+    train, validation, test = (np.flatnonzero(said == name) for name in SPLITS)
+    if not len(test):
+        rest, taken = stratified(labels[train], params.folder.test, TEST_SEED)
+        train, test = train[rest], train[taken]
+    if not len(validation):
+        share, seed = params.preprocess.validation, params.preprocess.seed
+        rest, taken = stratified(labels[train], share, seed)
+        train, validation = train[rest], train[taken]
+    return dict(zip(SPLITS, (train, validation, test), strict=True))
+
+
+def _count(labels: Labels, known: Description) -> Indices:
+    return np.bincount(labels, minlength=len(known.classes))
+
+
+def _refuse_small_classes(labels: Mapping[str, Labels], known: Description) -> None:
+    train, validation, test = (_count(labels[name], known) for name in SPLITS)
+    for label, name in enumerate(known.classes):
+        if not train[label] or not test[label]:
+            images = train[label] + validation[label] + test[label]
+            raise DataError(
+                f"the class {name} has too few images, {images}: {train[label]} to train and "
+                f"{test[label]} to test; add some, or remove its folder"
+            )
+
+
+class _Reader:
+    """Reads the pictures of one split, and keeps what is to be known of them."""
+
+    def __init__(
+        self,
+        known: Description,
+        labels: Labels,
+        drawn: Indices,
+        params: Params,
+        paths: Paths,
+        show: Callable[[int], None],
+    ) -> None:
+        names = list(known.files)
+        images = paths.root / params.folder.path
+        self.files = [(images / names[i], known.files[names[i]]) for i in drawn]
+        self.labels, self.show = labels[drawn], show
+        self.shape = params.folder.channels, params.folder.size, params.folder.size
+        self.fit: Fit = params.folder.fit
+        self.readable: list[bool] = []
+        self.reasons: list[str] = []
+        self.digests: list[bytes] = []
+        self.histogram = np.zeros(256, np.int64)
+
+    def blocks(self) -> Iterator[Bytes]:
+        """The images that can be read, uint8 `[n, channels, height, width]`."""
+        yield np.empty((0, *self.shape), np.uint8)
+        for block in read_pictures(self.files, self.shape, self.fit):
+            stage.stop_if_orphaned()
+            self.readable += block.readable
+            self.reasons += block.reasons
+            self.digests += map(image_digest, block.images)
+            self.histogram += pixel_counts(block.images)
+            self.show(len(block.readable))
+            yield block.images
+
+    @property
+    def read_labels(self) -> Labels:
+        return self.labels[np.flatnonzero(self.readable)]
+
+    def rest(self, facts: Facts, measured: Preprocess | None) -> tuple[Labels, Facts]:
+        """What a split holds beside its images, once they are read."""
+        if measured is not None:
+            facts = _pixels(statistics(self.histogram), measured, facts)
+        return self.read_labels, facts
+
+
+def _report_unreadable(readers: Mapping[str, _Reader], skip: bool) -> None:
+    missing = [
+        str(path)
+        for reader in readers.values()
+        for (path, _), readable in zip(reader.files, reader.readable, strict=True)
+        if not readable
+    ]
+    if not missing:
+        return
+    reason = next(reason for reader in readers.values() for reason in reader.reasons)
+    also = f"; so are {', '.join(missing[1:NAMED])}" if missing[1:] else ""
+    more = f" and {len(missing) - NAMED:,} more" if missing[NAMED:] else ""
+    count = f"{len(missing):,} of the pictures can't be read: {reason}{also}{more}"
+    if not skip:
+        raise DataError(f"{count}. folder.skip_unreadable: true leaves them out")
+    stage.say("preprocess", f"LEFT OUT, as folder.skip_unreadable says: {count}")
+
+
+def _report_balance(images: Indices, known: Description) -> None:
+    few, most = int(images.argmin()), int(images.argmax())
+    stage.say(
+        "preprocess",
+        f"classes have {images[few]:,} ({known.classes[few]}) to {images[most]:,} "
+        f"({known.classes[most]}) images: {images[most] / images[few]:.1f} times as many",
+    )
+
+
+@contextmanager
+def _progress(pictures: int) -> Iterator[Callable[[int], None]]:
+    """Show a bar on a terminal, or else a line now and then; it is told of pictures as they come.
+
+    A run that takes seconds needs no line.
+    """
+    told, at = 0, time.monotonic()
+    on_terminal = sys.stderr.isatty()
+    with tqdm(total=pictures, desc="preprocess", leave=False, disable=not on_terminal) as bar:
+
+        def show(more: int) -> None:
+            nonlocal told, at
+            bar.update(more)
+            told += more
+            if not on_terminal and time.monotonic() - at > LINE_SECONDS:
+                at = time.monotonic()
+                stage.say("preprocess", f"{told:,} of {pictures:,} pictures read")
+
+        yield show
 
 
 if __name__ == "__main__":

@@ -54,7 +54,7 @@ def main(params: Params, paths: Paths, state: State, join: Join) -> None:
     saved.forget_if_recorded(paths.lock)
     with join.training(
         identity,
-        params=params.flat("download", "preprocess", "train"),
+        params=params.of_weights(),
         data={name: dataset.data(name, split, hashes[name]) for name, split in splits.items()},
         tags=_tags(params, machine, engine, training),
     ) as run:
@@ -148,7 +148,7 @@ def _description(
         "dataset": splits["train"].facts.dataset,
         "data": hashes,
         "images": {name: len(split) for name, split in splits.items()},
-        "params": params.flat("download", "preprocess", "train"),
+        "params": params.of_weights(),
     }
 
 

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -211,21 +211,25 @@ def environment(home: Path) -> dict[str, str]:
     }
 
 
+def tree() -> list[str]:
+    """The names of the files of the working tree that git doesn't ignore."""
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    listed = subprocess.run(command, cwd=HERE, capture_output=True, check=True)
+    return [name for name in listed.stdout.decode().split("\0") if (HERE / name).is_file()]
+
+
+def bring(names: Iterable[str], root: Path) -> None:
+    """Copy files of the working tree."""
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(HERE / name, root / name)
+
+
 def working_tree(root: Path, env: dict[str, str]) -> Project:
     """The working tree as one commit in a new checkout, with small parameters, nothing run."""
     project = Project(root, env)
-    project.root.mkdir()
-    listed = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-        cwd=HERE,
-        capture_output=True,
-        check=True,
-    )
-    for name in filter(None, listed.stdout.decode().split("\0")):
-        source, target = HERE / name, project.root / name
-        if source.is_file() and not name.startswith("tests/") and name != "dvc.lock":
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(source, target)
+    files = [name for name in tree() if not name.startswith("tests/") and name != "dvc.lock"]
+    bring(files, project.root)
     project.params(SMALL)
     project.git("init", "--quiet", "--initial-branch=main")
     project.commit("The project")

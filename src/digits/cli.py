@@ -67,7 +67,7 @@ def _check(_arguments: argparse.Namespace) -> None:
     from digits.params import load
 
     path = Paths(ROOT).params
-    catalog.named(load(path).download.dataset, path)
+    catalog.check_name(load(path).download.dataset, path)
 
 
 def _data(_arguments: argparse.Namespace) -> None:

@@ -13,6 +13,8 @@ from splice.settings import CHECKED, Name, checked, read_yaml
 
 _DEVICE = r"^(auto|cpu|mps|cuda(:([0-9]|[1-9][0-9]))?)\Z"
 
+FOLDER = "folder"  # the data set that section `folder` is of
+
 Seed = Annotated[StrictInt, Field(ge=0, le=2**31 - 1)]
 Device = Annotated[StrictStr, Field(pattern=_DEVICE, description="auto, cpu, cuda, cuda:N or mps")]
 
@@ -23,6 +25,18 @@ class Download:
 
     dataset: Name  # in digits.data.catalog
     fallback: StrictBool
+
+
+@dataclass(frozen=True, config=CHECKED)
+class Folder:
+    """A folder of one's own images, and what they are made into."""
+
+    path: Annotated[StrictStr, Field(min_length=1, description="the path of a folder")]
+    size: Annotated[StrictInt, Field(ge=1, le=1024)]
+    channels: Literal[1, 3]
+    fit: Literal["pad", "crop"]
+    test: Annotated[StrictFloat, Field(gt=0, le=0.5)]
+    skip_unreadable: StrictBool
 
 
 @dataclass(frozen=True, config=CHECKED)
@@ -85,6 +99,7 @@ class Params:
     """All of params.yaml."""
 
     download: Download
+    folder: Folder
     preprocess: Preprocess
     train: Train
     checkpoint: Checkpoint
@@ -103,6 +118,11 @@ class Params:
             for section in sections
             for name, value in self.section(section).items()
         }
+
+    def of_weights(self) -> dict[str, Any]:
+        """The parameters that decide the weights, as `flat` gives them."""
+        own = ("folder",) if self.download.dataset == FOLDER else ()
+        return self.flat("download", *own, "preprocess", "train")
 
 
 def load(path: Path) -> Params:

@@ -36,7 +36,6 @@ from splice.mlflow_store import (
 )
 from splice.outbox import FILES, JOURNAL, SENT
 from splice.provenance import TEST
-from splice.registry import Comparison, promote
 
 _export_lock = threading.Lock()
 
@@ -288,6 +287,8 @@ class Delivery:
         scored = "Not measured" if score is None else f"{rule.metric} {score:g}"
         version = self.store.register(rule.model, document["model"], model_id, run_id, scored)
         if rule.promote == "auto":
+            from splice.registry import Comparison, promote  # only here: a project may do without
+
             test = self.folder / FILES / Path(self.config.test).name
             by = Comparison(self.config, rule, test, document[SETTINGS])
             promote(self.store, by, version)

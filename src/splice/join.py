@@ -226,6 +226,8 @@ class Join:
     def identity(self) -> dict[str, Any]:
         """What an evaluation of the model, as it lies here, is of: equal ones are the same.
 
+        Under `how` it holds the values of `test_params`.
+
         Raises:
             DataError: the model or the test data isn't there.
         """

@@ -110,7 +110,7 @@ def _allowed(schema: dict[str, Any]) -> str:
         case {"anyOf": [kind, {"type": "null"}]}:
             return f"{_allowed(kind)} or null"
         case {"enum": words}:
-            return "one of " + ", ".join(words)
+            return "one of " + ", ".join(map(str, words))
         case {"description": words}:
             return str(words)
         case {"type": kind} if kind in _KINDS:

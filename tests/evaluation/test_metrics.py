@@ -25,7 +25,7 @@ def log_probabilities(seed: int, count: int, classes: int) -> npt.NDArray[np.flo
 
 
 def test_the_scores_of_an_example_are_those_counted_by_hand() -> None:
-    found = scores(np.log(PROBABILITIES), LABELS, bins=10)
+    found = scores(np.log(PROBABILITIES), LABELS, calibration_bins=10)
     assert found["accuracy"] == 0.5
     assert found["errors"] == 2
     assert found["loss"] == pytest.approx(-np.log([0.8, 0.3, 0.7, 0.25]).mean(), abs=1e-6)
@@ -50,7 +50,7 @@ def test_scores_lie_where_they_must_and_agree_with_the_confusion(
 ) -> None:
     output = log_probabilities(seed, count, classes)
     labels = np.random.default_rng(seed).integers(0, classes, count).astype(np.uint8)
-    found = scores(output, labels, bins)
+    found = scores(output, labels, calibration_bins=bins)
     assert all(0 <= value <= 1 for name, value in found.items() if name not in ("loss", "errors"))
     assert found["errors"] == count - round(found["accuracy"] * count)
     matrix = confusion(labels, output.argmax(1), classes)

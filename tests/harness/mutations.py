@@ -30,9 +30,10 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from PIL import Image  # noqa: E402
 
-from digits import params, predict  # noqa: E402
+from digits import params  # noqa: E402
 from digits.data import dataset, formats, storage  # noqa: E402
 from digits.data.dataset import PixelFacts, Split  # noqa: E402
+from digits.data.picture import read_picture  # noqa: E402
 from digits.errors import UserError  # noqa: E402
 from digits.model import weights  # noqa: E402
 from digits.model.net import Net  # noqa: E402
@@ -225,11 +226,11 @@ def parsers(folder: Path) -> list[Parser]:
         *(
             Parser(
                 kind,
-                partial(predict.read_picture, shape=(1, 28, 28)),
+                partial(read_picture, shape=(1, 28, 28), drawn=True),
                 made(partial(drawing.save, format=kind)),
                 plain,
             )
-            for kind in ("png", "jpeg", "gif", "tiff", "webp")
+            for kind in ("png", "jpeg", "gif", "tiff", "webp", "bmp")
         ),
         Parser("journal", read_journal, journal, plain, outbox.JOURNAL),
     ]

@@ -13,12 +13,12 @@ from PIL import Image
 
 from conftest import Project
 from digits.data import dataset
+from digits.data.picture import read_picture
 from digits.errors import DataError
-from digits.predict import read_picture
 
 
 def grey(path: Path) -> npt.NDArray[np.uint8]:
-    found = read_picture(path, (1, 28, 28))
+    found = read_picture(path, (1, 28, 28), drawn=True)
     return found.reshape(28, 28)
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
 import pytest
 
-from conftest import Project
+from conftest import HERE, Project
 from machine import is_saved, training, until
 from splice.files import md5
 
@@ -112,9 +113,14 @@ def test_a_changed_net_is_trained_resumed_evaluated_and_served_as_written(
     assert md5(project.model) == whole
 
 
-def test_without_the_folder_of_the_kernels_all_else_works(prepared: Project) -> None:
+def test_without_what_the_page_says_may_be_removed_all_else_works(prepared: Project) -> None:
     project = prepared
-    shutil.rmtree(project.root / "src/digits/training/cpu_kernels")
+    page = (HERE / "docs/make-it-yours.md").read_text(encoding="utf-8")
+    for name in re.findall(r"^\| .*? \| `(src/[^`]+)`, `tests/", page, re.MULTILINE):
+        path = project.root / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    assert not (project.root / "src/digits/training/cpu_kernels").exists()
+    assert not (project.root / "src/splice/registry.py").exists()
     path = project.root / "dvc.yaml"
     lines = path.read_text().splitlines(keepends=True)
     path.write_text("".join(line for line in lines if "cpu_kernels" not in line))

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from digits.errors import DataError, ParameterError
+from digits.params import FOLDER
 
 
 @dataclass(frozen=True)
@@ -128,17 +129,15 @@ ALL = {
 }
 
 
-def named(name: str, params: Path) -> Dataset:
-    """The data set of a name that params.yaml, which lies there, has.
+def check_name(name: str, params: Path) -> None:
+    """Refuse a name in params.yaml, which lies there, that is none of a data set's.
 
     Raises:
-        ParameterError: there is none.
+        ParameterError: there is no such data set.
     """
-    if name not in ALL:
-        raise ParameterError(
-            f"download.dataset in {params} is {name!r}; allowed: one of {', '.join(ALL)}"
-        )
-    return ALL[name]
+    if name not in (*ALL, FOLDER):
+        known = ", ".join([*ALL, FOLDER])
+        raise ParameterError(f"download.dataset in {params} is {name!r}; allowed: one of {known}")
 
 
 def publication(dataset: Dataset) -> Publication:

@@ -1,7 +1,8 @@
 """The processed splits: what a file of data/processed holds, and how it is read and written."""
 
+import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from digits.data.storage import read_arrays, write_arrays
+from digits.data import storage
+from digits.data.storage import Arrays, read_arrays, write_arrays
 from digits.errors import DataError
 from splice import Data
+
+Labels = npt.NDArray[np.unsignedinteger[Any]]
+
+
+def label_type(classes: int) -> np.dtype[Any]:
+    """uint8, or uint16 where there are more classes than it counts."""
+    return np.dtype(np.uint8 if classes <= 256 else np.uint16)
 
 
 @dataclass(frozen=True)
@@ -42,10 +51,10 @@ class PixelFacts(Facts):
 
 @dataclass(frozen=True)
 class Split:
-    """Images uint8 `[N, channels, height, width]`, labels uint8 `[N]`, and their facts."""
+    """Images uint8 `[N, channels, height, width]`, labels `[N]` of `label_type`, their facts."""
 
     images: npt.NDArray[np.uint8]
-    labels: npt.NDArray[np.uint8]
+    labels: Labels
     facts: Facts
 
     def __len__(self) -> int:
@@ -64,6 +73,30 @@ def write(path: Path, split: Split) -> None:
     write_arrays(path, arrays, asdict(split.facts))
 
 
+def write_growing(
+    path: Path,
+    blocks: Iterable[npt.NDArray[np.uint8]],
+    known: Facts,
+    rest: Callable[[], tuple[Labels, Facts]],
+) -> None:
+    """Write a split whose images come block by block, to a file that nobody reads yet.
+
+    Args:
+        path: of that file.
+        blocks: images `[n, channels, height, width]`, one block at least, be it empty.
+        known: what is known of the split before.
+        rest: gives all labels and facts, once there are no more blocks.
+    """
+
+    def arrays() -> tuple[Arrays, dict[str, Any]]:
+        labels, facts = rest()
+        return {"labels": labels}, asdict(facts)
+
+    # Within the header, which is JSON, the facts are JSON again: escaped twice.
+    room = -(-(1024 + len(json.dumps(json.dumps(asdict(known))))) // 8) * 8
+    storage.write_growing(path, "images", blocks, arrays, room)
+
+
 def read(path: Path) -> Split:
     """Read and check a split.
 
@@ -77,7 +110,7 @@ def read(path: Path) -> Split:
     images, labels = arrays["images"], arrays["labels"]
     if images.dtype != np.uint8 or images.ndim != 4 or 0 in images.shape[1:]:
         raise _not_a_split(path, f"images are {images.dtype} {list(images.shape)}")
-    if labels.dtype != np.uint8 or labels.shape != images.shape[:1]:
+    if labels.dtype != label_type(len(facts.classes)) or labels.shape != images.shape[:1]:
         raise _not_a_split(path, f"labels are {labels.dtype} {list(labels.shape)}")
     if len(labels) and labels.max() >= len(facts.classes):
         raise _not_a_split(path, f"label {labels.max()} with {len(facts.classes)} classes")
@@ -86,12 +119,13 @@ def read(path: Path) -> Split:
 
 def data(name: str, split: Split, md5: str) -> Data:
     """How MLflow lists a split that was read."""
-    return listed(name, split.facts.dataset, split.images.shape, md5)
+    facts = split.facts
+    return listed(name, facts.dataset, split.images.shape, len(facts.classes), md5)
 
 
-def listed(name: str, dataset: str, images: Sequence[int], md5: str = "") -> Data:
+def listed(name: str, dataset: str, images: Sequence[int], classes: int, md5: str) -> Data:
     """How MLflow lists a split, by the shape of its images; '' for the hash of its file now."""
-    arrays = {"features": ("uint8", images), "targets": ("uint8", images[:1])}
+    arrays = {"features": ("uint8", images), "targets": (str(label_type(classes)), images[:1])}
     return Data(f"data/processed/{name}.safetensors", f"{dataset}-{name}", md5, arrays)
 
 

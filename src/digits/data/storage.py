@@ -10,7 +10,8 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+import struct
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,45 @@ def write_arrays(path: Path, arrays: Mapping[str, npt.NDArray[Any]], description
             save_file(plain, aside, {KEY: json.dumps(description, sort_keys=True)})
         except SafetensorError as error:
             raise _as_os_error(error) from error
+
+
+def write_growing(
+    path: Path,
+    name: str,
+    blocks: Iterable[npt.NDArray[Any]],
+    rest: Callable[[], tuple[Arrays, Any]],
+    room: int,
+) -> None:
+    """Write arrays of which one is larger than memory; same content, same bytes.
+
+    Args:
+        path: a file that nobody reads yet: it is not written whole.
+        name: of the large array.
+        blocks: that array in pieces along its first axis, one at least.
+        rest: gives the other arrays and the description, once there are no more blocks.
+        room: bytes that the header may take: it stands before the arrays, but is known after them.
+    """
+    with path.open("wb") as file:
+        file.write(bytes(8 + room))
+        count = 0
+        for block in blocks:
+            file.write(np.ascontiguousarray(block).data)
+            count += len(block)
+        arrays, description = rest()
+        header: dict[str, Any] = {"__metadata__": {KEY: json.dumps(description, sort_keys=True)}}
+        header[name] = _entry(block.dtype, (count, *block.shape[1:]), 0)
+        for other, array in arrays.items():
+            header[other] = _entry(array.dtype, array.shape, file.tell() - 8 - room)
+            file.write(np.ascontiguousarray(array).data)
+        file.seek(0)
+        file.write(struct.pack("<Q", room) + json.dumps(header).encode().ljust(room))
+
+
+def _entry(kind: np.dtype[Any], shape: Sequence[int], start: int) -> dict[str, Any]:
+    """Where an array lies, as safetensors' header says it (github.com/huggingface/safetensors)."""
+    end = start + math.prod(shape) * kind.itemsize
+    name = f"{kind.kind.upper()}{8 * kind.itemsize}"
+    return {"dtype": name, "shape": list(shape), "data_offsets": [start, end]}
 
 
 def read_arrays(path: Path) -> tuple[Arrays, dict[str, Any]]:

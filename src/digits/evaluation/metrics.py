@@ -6,18 +6,19 @@ import numpy as np
 import numpy.typing as npt
 
 Floats = npt.NDArray[np.float64]
-Labels = npt.NDArray[np.uint8]
+Labels = npt.NDArray[np.unsignedinteger[Any]]
 
 DECIMALS = 6
 
 
-def scores(log_probabilities: Floats, labels: Labels, bins: int) -> dict[str, Any]:
+def scores(log_probabilities: Floats, labels: Labels, *, calibration_bins: int) -> dict[str, Any]:
     """Accuracy, errors, loss, calibration error and macro means over the classes.
 
     Args:
         log_probabilities: `[N, classes]`, natural logarithm.
         labels: `[N]`.
-        bins: how many of equal width the calibration error uses.
+        calibration_bins: how many of equal width the calibration error uses. These keywords are
+            the parameters in section `evaluate` that `test_params` in pyproject.toml names.
 
     Returns:
         `accuracy` 0..1; `errors`, a count; `loss` in nats; `calibration_error` 0..1;
@@ -30,7 +31,7 @@ def scores(log_probabilities: Floats, labels: Labels, bins: int) -> dict[str, An
         "accuracy": float((predicted == labels).mean()),
         "errors": int((predicted != labels).sum()),
         "loss": float(-log_probabilities[np.arange(len(labels)), labels].mean()),
-        "calibration_error": calibration_error(log_probabilities, labels, bins),
+        "calibration_error": calibration_error(log_probabilities, labels, calibration_bins),
     }
     values |= {name: float(column.mean()) for name, column in by_class.items()}
     return {name: round(value, DECIMALS) for name, value in values.items()}

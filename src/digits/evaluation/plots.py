@@ -24,6 +24,9 @@ BLUE, ORANGE, INK = "#2b7bba", "#dd7a1c", "#7a7f87"
 MISTAKES = mpl.colormaps["Oranges"]
 MARKED_UP_TO = 50  # epochs
 SHARES_UP_TO = 20  # classes: with more, the confusion's cells have room for counts alone
+COUNTS_UP_TO = 64  # classes: with more, it has room for colours alone
+LONGEST_NAME = 16  # letters
+WORST = 40  # classes: with more, the bars show the worst ones
 
 mpl.rc("axes", edgecolor=INK, labelcolor=INK, titlecolor=INK, facecolor="none")
 mpl.rc("text", color=INK)
@@ -32,7 +35,6 @@ mpl.rc("ytick", color=INK)
 mpl.rc("grid", color=INK, alpha=0.25)
 mpl.rc("legend", frameon=False)
 mpl.rc("figure", dpi=100, facecolor="none")
-mpl.rc("figure.constrained_layout", use=True)
 mpl.rc("savefig", facecolor="none")
 
 
@@ -71,20 +73,22 @@ def learning_rate(path: Path, history: History) -> None:
 def confusion(path: Path, matrix: npt.NDArray[np.int64], names: Sequence[str]) -> None:
     """Counts, and each mistake's share of its class; the colour shows the mistakes alone.
 
+    With many classes the shares are left out, with very many the counts and names too.
+
     Args:
         path: of the figure.
         matrix: counts `[classes, classes]`: row is the true class, column the predicted one.
         names: of the classes.
     """
-    few = len(names) <= SHARES_UP_TO
-    size = (0.62 if few else 0.28) * len(names) + 1.4
-    figure = Figure(figsize=(size + 0.6, size))
+    few, readable = len(names) <= SHARES_UP_TO, len(names) <= COUNTS_UP_TO
+    size = ((0.62 if few else 0.28) * len(names) if readable else 10) + 1.4
+    figure = Figure(figsize=(size + 0.6, size), layout="constrained")
     axes = figure.add_subplot()
     shares = 100 * matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
     mistakes = np.where(np.eye(len(names), dtype=bool) | (matrix == 0), np.nan, shares)
     most = 1.0 if np.isnan(mistakes).all() else float(np.nanmax(mistakes))
     drawn = axes.imshow(mistakes, cmap=MISTAKES, vmin=0, vmax=most)
-    for row, column in np.argwhere(matrix):
+    for row, column in np.argwhere(matrix) if readable else ():
         right = row == column
         text = f"{matrix[row, column]}"
         if few:
@@ -94,9 +98,10 @@ def confusion(path: Path, matrix: npt.NDArray[np.int64], names: Sequence[str]) -
             column, row, text, ha="center", va="center", color=ink,
             size=7 if few else 6, weight="bold" if right else "normal",
         )  # fmt: skip
-    long = max(map(len, names)) > 2
-    axes.set_xticks(range(len(names)), names, rotation=90 if long else 0)
-    axes.set_yticks(range(len(names)), names)
+    if readable:
+        long = max(map(len, names)) > 2
+        axes.set_xticks(range(len(names)), map(short, names), rotation=90 if long else 0)
+        axes.set_yticks(range(len(names)), map(short, names))
     axes.set(xlabel="predicted", ylabel="actual", title="Confusion on the test split: images")
     bar = figure.colorbar(drawn, shrink=0.6, label="mistakes: share of the actual class (%)")
     bar.outline.set_visible(False)
@@ -118,16 +123,16 @@ def mistakes(
     columns = 5
     rows = max(1, -(-len(images) // columns))
     height = 1.8 * rows + 0.4
+    # A fixed layout is drawn in half the time.
     figure = Figure(figsize=(1.5 * columns, height))
-    figure.set_layout_engine("none")  # a fixed one is drawn in half the time
     figure.subplots_adjust(0.01, 0.01, 0.99, 1 - 0.85 / height, 0.1, 0.45)
     title = f"The worst {len(images)} of {of:,} mistakes on {asked:,} test images"
     figure.suptitle(title, size=11, y=1 - 0.15 / height)
     for place, axes in enumerate(figure.subplots(rows, columns, squeeze=False).flat):
         axes.set_axis_off()
         if place < len(images):
-            pixels = images[place].transpose(1, 2, 0)  # with one channel it is drawn as grey
-            axes.imshow(pixels, cmap="gray_r", vmin=0, vmax=255)
+            pixels = images[place].transpose(1, 2, 0)  # as the data have them: one channel is grey
+            axes.imshow(pixels, cmap="gray", vmin=0, vmax=255)
             axes.set_title(titles[place], size=7.5)
     _save(figure, path)
 
@@ -140,16 +145,21 @@ def classes(path: Path, scores: dict[str, Floats], names: Sequence[str]) -> None
         scores: `precision` and `recall`, `[classes]`.
         names: of the classes.
     """
-    figure, axes = _chart("Mistakes by class, test split", "share (%)", "class")
+    missed, wrong = 100 * (1 - scores["recall"]), 100 * (1 - scores["precision"])
+    title = "Mistakes by class, test split"
+    if len(names) > WORST:
+        title += f": the worst {WORST} of {len(names)}"
+        worst = np.argsort(-(missed + wrong), kind="stable")[:WORST]
+        missed, wrong, names = missed[worst], wrong[worst], [names[i] for i in worst]
+    figure, axes = _chart(title, "share (%)", "class")
     figure.set_figheight(max(3.5, 0.3 * len(names) + 1.2))
     places = np.arange(len(names))
-    missed, wrong = 100 * (1 - scores["recall"]), 100 * (1 - scores["precision"])
     axes.barh(places - 0.2, missed, 0.38, color=BLUE, label="missed, of its images")
     axes.barh(
         places + 0.2, wrong, 0.38, color=ORANGE, hatch="////", edgecolor="white", lw=0,
         label="wrong, of the answers that name it",
     )  # fmt: skip
-    axes.set_yticks(places, names, size=8)
+    axes.set_yticks(places, map(short, names), size=8)
     axes.set_ylim(len(names) - 0.4, -0.6)
     figure.legend(loc="outside lower center", ncols=2)
     _save(figure, path)
@@ -163,7 +173,7 @@ def reliability(path: Path, bins: Bins, error: float) -> None:
         bins: of confidence.
         error: the calibration error, 0..1.
     """
-    figure = Figure(figsize=(5, 5.2))
+    figure = Figure(figsize=(5, 5.2), layout="constrained")
     axes, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     axes.plot([0, 100], [0, 100], "--", color=INK, lw=1, label="right as often as it says")
     filled = bins.counts > 0
@@ -190,7 +200,7 @@ def filters(path: Path, weights: Floats) -> None:
         top, left = place // columns * height, place % columns * width
         sheet[top : top + height - 1, left : left + width - 1] = picture
     most = float(np.nanmax(np.abs(sheet))) or 1.0
-    figure = Figure(figsize=(7, 0.6 * rows + 0.8))
+    figure = Figure(figsize=(7, 0.6 * rows + 0.8), layout="constrained")
     axes = figure.add_subplot()
     axes.set_axis_off()
     axes.set_title("First layer's filters")
@@ -199,8 +209,13 @@ def filters(path: Path, weights: Floats) -> None:
     _save(figure, path)
 
 
+def short(name: str) -> str:
+    """A class's name, cut where it is long for a figure."""
+    return name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 1] + "…"
+
+
 def _chart(title: str, x: str, y: str) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(6.5, 3.8))
+    figure = Figure(figsize=(6.5, 3.8), layout="constrained")
     axes = figure.add_subplot()
     axes.set(title=title, xlabel=x, ylabel=y)
     axes.grid(visible=True)

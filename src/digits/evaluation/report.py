@@ -42,7 +42,6 @@ FIGURES = (
 )
 FILTERS = "filters"  # of the first convolution, if the Net has one
 BATCH = 1000  # images that a registered model is asked about at once
-BINS = "evaluate.calibration_bins"
 
 OfClass = dict[str, dict[str, float]]  # by class name, then by score
 
@@ -69,7 +68,7 @@ def write(
     """
     names, labels = test.facts.classes, test.labels
     predicted = log_probabilities.argmax(1)
-    metrics, of_class = _numbers(log_probabilities, test, params.calibration_bins)
+    metrics, of_class = _numbers(log_probabilities, test, of["how"])
     worst = worst_mistakes(log_probabilities, labels, params.mistakes)
     shutil.rmtree(paths.reports / "figures", ignore_errors=True)  # one may be left that isn't made
     write_document(paths.reports / "metrics.json", {"test": metrics})
@@ -90,8 +89,9 @@ def write(
     )
     matrix = confusion(labels, predicted, len(names))
     sure = np.exp(log_probabilities[worst, predicted[worst]])
+    short = list(map(plots.short, names))
     titles = [
-        f"image {i}\n{names[labels[i]]} taken for\n{names[predicted[i]]}, {confidence:.1%} sure"
+        f"image {i}\n{short[labels[i]]} taken for\n{short[predicted[i]]}, {confidence:.1%} sure"
         for i, confidence in zip(worst, sure, strict=True)
     ]
     plots.loss_curves(paths.figure("loss"), history)
@@ -137,7 +137,7 @@ def measure(predict: Callable[[Any], Any], test: Path, settings: Mapping[str, An
     Args:
         predict: uint8 images `[N, channels, height, width]` to log-probabilities `[N, classes]`.
         test: a processed split.
-        settings: `evaluate.calibration_bins`.
+        settings: what `test_params` in pyproject.toml names.
 
     Raises:
         DataError: the split is missing or damaged, or has other classes than the model.
@@ -149,13 +149,15 @@ def measure(predict: Callable[[Any], Any], test: Path, settings: Mapping[str, An
         raise DataError(f"the model doesn't know the classes of {test}; train it again")
     listed = dataset.data("test", split, "")
     return Evaluation(
-        metrics=_flat(*_numbers(output, split, settings[BINS])),
+        metrics=_flat(*_numbers(output, split, settings)),
         dataset=listed.name,
         arrays=listed.arrays,
     )
 
 
-def _numbers(output: Floats, test: Split, bins: int) -> tuple[dict[str, float], OfClass]:
+def _numbers(
+    output: Floats, test: Split, settings: Mapping[str, Any]
+) -> tuple[dict[str, float], OfClass]:
     """Every number of an evaluation: of all classes together, and of each."""
     names = test.facts.classes
     columns = class_scores(confusion(test.labels, output.argmax(1), len(names)))
@@ -163,7 +165,8 @@ def _numbers(output: Floats, test: Split, bins: int) -> tuple[dict[str, float], 
         label: {name: round(float(column[i]), DECIMALS) for name, column in columns.items()}
         for i, label in enumerate(names)
     }
-    return scores(output, test.labels, bins), of_class
+    chosen = {name.removeprefix("evaluate."): value for name, value in settings.items()}
+    return scores(output, test.labels, **chosen), of_class
 
 
 def _written_numbers(paths: Paths) -> dict[str, float]:
@@ -208,15 +211,16 @@ def _artifacts(paths: Paths) -> dict[str, Path]:
 def _trained(paths: Paths) -> Trained:
     """What the model file and the history beside it say of the training."""
     _, description = read_arrays(paths.model)
-    if not {"data", "dataset", "images", "params", "shape"} <= set(description):
+    if not {"classes", "data", "dataset", "images", "params", "shape"} <= set(description):
         raise DataError(
             f"{paths.model} doesn't say what it was made from; delete it and run `dvc repro`"
         )
     name, counts, shape = description["dataset"], description["images"], description["shape"]
+    classes = len(description["classes"])
     return Trained(
         params=description["params"],
         data={
-            split: dataset.listed(split, name, (counts[split], *shape), md5)
+            split: dataset.listed(split, name, (counts[split], *shape), classes, md5)
             for split, md5 in description["data"].items()
         },
         points=History.read(paths).metrics(),

@@ -135,7 +135,7 @@ def _check(net: nn.Module, images: Tensor) -> None:
         reason = " ".join(str(error).split())
         raise NetError(
             f"the Net can't compute images {list(images.shape[1:])}: {reason:.300}; "
-            "mend its forward"
+            "mend its forward, or bring larger images"
         ) from error
     sums = output.double().exp().sum(1) if output.ndim == 2 else torch.zeros(1)
     if output.shape[0] != len(images) or (sums - 1).abs().max() > 1e-3:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from digits.errors import DeviceError, DivergedError
+from digits.errors import DeviceError, DivergedError, NetError
 from digits.model.net import Net
 from digits.training.device import Machine, is_out_of_memory
 from digits.training.engine import Engine, hold_together
@@ -68,9 +68,20 @@ Event = Step | Epoch | Snapshot
 
 
 def new_net(seed: int, classes: int, shape: tuple[int, int, int], mean: float, std: float) -> Net:
-    """A Net on the CPU whose first weights are a function of the seed, whatever its layers are."""
+    """A Net on the CPU whose first weights are a function of the seed, whatever its layers are.
+
+    Raises:
+        NetError: there is no such Net for images of this shape.
+    """
     torch.manual_seed(seed)
-    return Net(classes, shape, mean, std)
+    try:
+        return Net(classes, shape, mean, std)
+    except (ArithmeticError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise NetError(
+            f"the Net can't be made for images {list(shape)}: {reason:.300}; bring larger images "
+            "(folder.size), or change src/digits/model/net.py"
+        ) from error
 
 
 def train(

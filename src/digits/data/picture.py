@@ -1,0 +1,185 @@
+"""Pictures from anywhere as uint8 arrays of one shape: one at a time, or many on all cores."""
+
+import logging
+import os
+import signal
+import threading
+import warnings
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from functools import partial
+from math import prod
+from multiprocessing import get_context, parent_process
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageOps
+
+from digits.errors import DataError
+from splice.files import md5
+
+Bytes = npt.NDArray[np.uint8]
+Fit = Literal["pad", "crop"]
+
+MAX_PIXELS = 50_000_000  # that a picture may unpack to
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+BLOCK_IMAGES, BLOCK_BYTES = 64, 4 << 20  # that a worker reads before it hands them over
+BLOCKS_AHEAD = 4  # of each worker: what is read but not taken yet stays in bounds
+
+logging.getLogger("PIL").setLevel(logging.CRITICAL)  # what is wrong is said once, by us
+
+
+class Block(NamedTuple):
+    """Some of many pictures.
+
+    Attributes:
+        images: uint8 `[n, channels, height, width]`, of those that could be read.
+        readable: of each picture, whether it is among them.
+        reasons: what is wrong with those that aren't.
+    """
+
+    images: Bytes
+    readable: list[bool]
+    reasons: list[str]
+
+
+def read_picture(
+    path: Path, shape: Sequence[int], fit: Fit = "pad", *, drawn: bool = False
+) -> Bytes:
+    """A picture as uint8 `[channels, height, width]`, one channel or three.
+
+    It is turned as its EXIF data say, what is transparent counts as white paper, and of several
+    frames the first is taken. Another size is brought to this one by Lanczos's filter, keeping its
+    proportions.
+
+    Args:
+        path: of the file.
+        shape: channels, height, width.
+        fit: `pad`: whole, with black beside it; `crop`: its middle.
+        drawn: whether it is light on dark, as MNIST is, if grey: dark on light (judged by the
+            border) is inverted.
+
+    Raises:
+        DataError: missing, damaged, of no known format, of more than 50 million pixels, or
+            `shape` has other channels.
+    """
+    channels, height, width = shape
+    if channels not in (1, 3):
+        raise DataError(f"the model takes {channels} channels; pictures have 1 or 3")
+    if not path.is_file():
+        raise DataError(f"{path} is no file; give the path of a picture")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with path.open("rb") as file, Image.open(file, formats=FORMATS) as picture:
+                if picture.width * picture.height > MAX_PIXELS:
+                    raise Image.DecompressionBombError
+                found = _converted(
+                    ImageOps.exif_transpose(picture), "L" if channels == 1 else "RGB"
+                )
+    except Image.DecompressionBombError as error:
+        raise DataError(f"{path} has more than {MAX_PIXELS:,} pixels; make it smaller") from error
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise DataError(f"cannot read {path}: {error.strerror}; make it readable") from error
+        # Pillow's decoders raise whatever a damaged file makes of them.
+        raise DataError(
+            f"{path} is damaged or no picture ({', '.join(FORMATS)}); save it anew as PNG"
+        ) from error
+    if drawn and channels == 1 and _border(np.asarray(found)) > 127:
+        found = ImageOps.invert(found)
+    if found.size != (width, height):
+        found = _fitted(found, (width, height), fit)
+    return np.array(found, np.uint8).reshape(height, width, channels).transpose(2, 0, 1)
+
+
+def read_pictures(
+    files: Sequence[tuple[Path, str]], shape: tuple[int, int, int], fit: Fit
+) -> Iterator[Block]:
+    """Pictures in their order, read on all cores within bounded memory; each with its MD5.
+
+    Raises:
+        DataError: a file is missing or has another MD5, or a worker was killed.
+    """
+    size = max(1, min(BLOCK_IMAGES, BLOCK_BYTES // prod(shape)))
+    parts = [files[start : start + size] for start in range(0, len(files), size)]
+    read = partial(_read_block, shape=shape, fit=fit)
+    workers = min(_cores(), len(parts))
+    if workers < 2:
+        yield from map(read, parts)
+        return
+    pool = ProcessPoolExecutor(workers, get_context("spawn"), _begin_worker)
+    ahead: deque[Future[Block]] = deque()
+    try:
+        for part in parts:
+            ahead.append(pool.submit(read, part))
+            if len(ahead) > BLOCKS_AHEAD * workers:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
+    except BrokenProcessPool as error:
+        raise DataError(
+            "a process that read pictures was killed, perhaps for want of memory; "
+            "close other programs, then run again"
+        ) from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _begin_worker() -> None:
+    """Leave Ctrl-C to the stage, and end with it, however it ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _read_block(files: Sequence[tuple[Path, str]], shape: tuple[int, int, int], fit: Fit) -> Block:
+    images: list[Bytes] = []
+    readable: list[bool] = []
+    reasons: list[str] = []
+    for path, checksum in files:
+        if md5(path) != checksum:
+            raise DataError(f"{path} has changed since the download stage; run `dvc repro` again")
+        try:
+            images.append(read_picture(path, shape, fit))
+            readable.append(True)
+        except DataError as error:
+            reasons.append(str(error))
+            readable.append(False)
+    return Block(np.array(images, np.uint8).reshape(-1, *shape), readable, reasons)
+
+
+def _converted(picture: Image.Image, mode: str) -> Image.Image:
+    if picture.mode.startswith(("I", "F")):  # 16 and 32 bits, which Pillow would cut off at 255
+        values = np.asarray(picture, np.float64)
+        high = 65535.0 if picture.mode.startswith("I;16") else float(values.max(initial=1.0))
+        picture = Image.fromarray((values / high * 255).clip(0, 255).astype(np.uint8))
+    if picture.has_transparency_data:
+        paper = Image.new("RGBA", picture.size, "white")
+        picture = Image.alpha_composite(paper, picture.convert("RGBA"))
+    return picture.convert(mode)
+
+
+def _fitted(picture: Image.Image, size: tuple[int, int], fit: Fit) -> Image.Image:
+    if fit == "crop":
+        return ImageOps.fit(picture, size, Image.Resampling.LANCZOS)
+    return ImageOps.pad(picture, size, Image.Resampling.LANCZOS, color=0)
+
+
+def _border(pixels: npt.NDArray[np.uint8]) -> float:
+    edges = (pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1])
+    return float(np.median(np.concatenate(edges)))
