@@ -103,4 +103,5 @@ def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) 
         with pytest.raises(SystemExit) as ended:
             command._parser().parse_args(["--version"])
         assert ended.value.code == 0
-    assert capsys.readouterr().out == f"splice {version}\ndigits {version}\n"
+    shown = capsys.readouterr().out.splitlines()
+    assert shown == [f"{name} {version}" for name in ("splice", "digits")]
