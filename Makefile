@@ -17,12 +17,12 @@ EMPTY := : > $(MARK) && find .venv -mindepth 1 -maxdepth 1 ! -path $(MARK) -exec
 MADE_ELSEWHERE := $(shell [ "$$(cat $(MARK) 2>/dev/null)" = "$$(pwd -P)" ] || echo made-elsewhere)
 
 .PHONY: help setup repro recipe original sync test check format lock ui bench kills outages races
-.PHONY: fuzz rename clean made-elsewhere
+.PHONY: experiments fuzz rename clean made-elsewhere
 
 help:                       ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 12
 
-setup: .venv/.done          ## make .venv from the lock
+setup: .venv/.done .venv/vega.js  ## make .venv from the lock
 
 # uv comes out of the same lock and brings the rest in parallel; where it can't, pip does.
 .venv/.done: requirements.lock pyproject.toml $(MADE_ELSEWHERE)
@@ -37,17 +37,27 @@ setup: .venv/.done          ## make .venv from the lock
 	pwd -P > $(MARK)
 	touch $@
 
+# What draws the charts of `dvc plots show`, for .dvc/plots/page.html: so it needs no network.
+.venv/vega.js: .venv/.done
+	$(BIN)/python -c 'import vl_convert; print("(() => {" + vl_convert.javascript_bundle() + "})()")' > $@.part
+	mv $@.part $@
+
 repro: setup                ## run what is not up to date, and deliver the results to MLflow
 	$(BIN)/python -m digits.cli check
 	$(BIN)/python -m splice.cli unlock
 	$(BIN)/python -m dvc repro
-	@$(BIN)/python -m splice.cli sync; status=$$?; $(BIN)/python -m digits.cli data; exit $$status
+	@$(BIN)/python -m splice.cli sync; status=$$?; $(BIN)/python -m splice.cli compare; \
+	  $(BIN)/python -m digits.cli data; exit $$status
 
 recipe: setup               ## a recipe as an experiment of its own: make recipe NAME=fast
 	$(BIN)/python -m digits.cli recipe "$(NAME)"
 
 original: NAME := original
 original: recipe            ## the recipe original
+
+experiments: setup          ## DVC's experiments: their scores, and the parameters that differ
+	$(BIN)/python -m dvc exp show --no-pager --hide-workspace --only-changed --keep 'test\.(accuracy|loss)' \
+	  --drop 'Created|(train|validation)\.(accuracy|loss)|test\.[^al].*|.*/.*'
 
 sync: setup                 ## deliver to MLflow what it doesn't have yet
 	$(BIN)/python -m splice.cli sync

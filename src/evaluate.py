@@ -58,10 +58,12 @@ def main(params: Params, paths: Paths, _state: State, join: Join) -> None:
 
     if params.tracking.enabled:
         join.evaluation(report.results(paths.root))
+        stage.say("evaluate", "delivering to MLflow")
         if reason := join.wait():
             stage.say("evaluate", f"not delivered to MLflow yet: {reason}; `splice sync` retries")
         else:
             stage.say("evaluate", "everything is delivered to MLflow; `make ui` shows it")
+        stage.say("evaluate", "`splice compare` tells what has changed since the last commit")
 
 
 def _refuse_what_does_not_fit(test: Split, description: dict[str, Any], paths: Paths) -> None:

@@ -8,6 +8,14 @@ from pathlib import Path
 import splice.errors
 from digits.errors import ParameterError
 from digits.paths import ROOT, Paths
+from splice.command_line import commands_of
+
+EXAMPLES = {  # the arguments of one for each command's help
+    "predict": "seven.png scan.jpg",
+    "check": "",
+    "data": "",
+    "recipe": "fast",
+}
 
 
 def main() -> None:
@@ -18,17 +26,17 @@ def main() -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="digits", description="Uses and makes the model.")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    predict = commands.add_parser("predict", help="what the model takes pictures of digits for")
-    predict.add_argument("pictures", nargs="+", type=Path, metavar="PICTURE")
+    add = commands_of(parser, EXAMPLES)
+    predict = add("predict", help="what the model takes pictures of digits for")
+    predict.add_argument("pictures", nargs="+", type=Path, metavar="PICTURE", help="files")
     predict.add_argument("--model", type=Path, metavar="FILE", help="instead of models/'s")
     predict.set_defaults(run=_predict)
-    check = commands.add_parser("check", help="whether params.yaml says what it may")
+    check = add("check", help="whether params.yaml says what it may")
     check.set_defaults(run=_check)
-    data = commands.add_parser("data", help="of which data set the results are, if not as asked")
+    data = add("data", help="of which data set the results are, if not as asked")
     data.set_defaults(run=_data)
-    recipe = commands.add_parser("recipe", help="run the pipeline as one of recipes/ says")
-    recipe.add_argument("name", metavar="NAME")
+    recipe = add("recipe", help="run the pipeline as one of recipes/ says")
+    recipe.add_argument("name", metavar="NAME", help="of a file in recipes/")
     recipe.set_defaults(run=_recipe)
     return parser
 

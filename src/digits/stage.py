@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from digits.params import Params
     from splice import Join
 
-PARENT = os.getppid()
+BEGAN, PARENT = time.monotonic(), os.getppid()
 OUR_OWN = ("digits", "splice")
 RESTARTED = "DIGITS_RESTARTED"  # in the environment, so that it happens once
 
@@ -44,6 +45,7 @@ def run(name: str, main: "Callable[[Params, Paths, State, Join], None]") -> None
 
         join = _join()
         main(load(Paths(ROOT).params), Paths(ROOT), State(join.config.home), join)
+        say(name, f"done in {time.monotonic() - BEGAN:.1f} s")
 
     splice.errors.run(name, lambda: _with_cures(name, stage))
 

@@ -1,6 +1,7 @@
 """The command `splice`: what MLflow has of this project, and how to deliver the rest."""
 
 import argparse
+import json
 import os
 import re
 import socket
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from splice import errors, outbox, provenance, rwlock
+from splice.command_line import commands_of
 from splice.config import Config
 from splice.errors import DataError, Stale, UserError
 from splice.files import md5
@@ -24,6 +26,19 @@ if TYPE_CHECKING:
 
 HISTORY_AHEAD = 20  # entries that wait in the outbox, each with its files
 EXIT_NOT_VERIFIED = 2  # neither the same nor another result
+
+
+EXAMPLES = {  # the arguments of one for each command's help
+    "status": "",
+    "sync": "--wait 60",
+    "find": "models/net.safetensors",
+    "verify": "models/net.safetensors",
+    "promote": "--dry-run",
+    "rollback": '--why "mistakes a 7 for a 1"',
+    "compare": "main my-experiment workspace",
+    "unlock": "",
+    "ui": "--port 5001",
+}
 
 
 def main() -> None:
@@ -43,9 +58,7 @@ def _parser() -> argparse.ArgumentParser:
         "finds their runs, rebuilds them to compare, and promotes models. The store is "
         "MLFLOW_TRACKING_URI, or mlflow.db in the project.",
     )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-
-    add = commands.add_parser
+    add = commands_of(parser, EXAMPLES)
     status = add("status", help="what is not delivered to MLflow yet, and why")
     status.set_defaults(run=_status)
 
@@ -63,11 +76,13 @@ def _parser() -> argparse.ArgumentParser:
     sync.set_defaults(run=_sync)
 
     find = add("find", help="the runs of a model file, a commit, a DVC experiment or a hash")
-    find.add_argument("what", help="path, commit, experiment name or MD5")
+    find.add_argument("what", metavar="WHAT", help="path, commit, experiment name or MD5")
     find.set_defaults(run=_find)
 
     verify = add("verify", help="whether a run's commit, rebuilt in a clone, gives its result")
-    verify.add_argument("what", help="run id, path or MD5 of a model, commit or experiment name")
+    verify.add_argument(
+        "what", metavar="WHAT", help="run id, path or MD5 of a model, commit or experiment name"
+    )
     verify.add_argument(
         "--take",
         action="append",
@@ -87,12 +102,23 @@ def _parser() -> argparse.ArgumentParser:
     rollback.add_argument("--why", default="rolled back by hand", help="noted in the tags")
     rollback.set_defaults(run=_rollback)
 
+    compare = add("compare", help="results side by side: what differs, the best marked")
+    compare.add_argument(
+        "results",
+        nargs="*",
+        metavar="REV|RUN",
+        help="commits, branches, experiments, `workspace`; or runs of MLflow by name, id or model "
+        "hash. One is compared with the workspace; none: the last commit is",
+    )
+    compare.add_argument("--json", action="store_true", help="all parameters and numbers, as JSON")
+    compare.set_defaults(run=_compare)
+
     unlock = add("unlock", help="remove the lock that a killed dvc left half-written, if one did")
     unlock.set_defaults(run=_unlock)
 
     ui = add("ui", help="MLflow's pages on this project's store")
-    ui.add_argument("--host", default="127.0.0.1")
-    ui.add_argument("--port", type=int, default=5000)
+    ui.add_argument("--host", default="127.0.0.1", help="to listen on; 127.0.0.1: this machine's")
+    ui.add_argument("--port", type=int, default=5000, help="5000, if none is given")
     ui.set_defaults(run=_ui)
     return parser
 
@@ -138,6 +164,8 @@ def _sync(arguments: argparse.Namespace, config: Config) -> None:
     except DataError as error:
         damage = f"the results here are not delivered: {error}"
     count = len(outbox.pending(box, config.store_id))
+    if count:
+        print(f"delivering to {redact(config.store)}", file=sys.stderr, flush=True)
     try:
         _deliver(config, arguments.wait)
     except UserError as error:
@@ -308,6 +336,26 @@ def _rollback(arguments: argparse.Namespace, config: Config) -> None:
     with _store(config) as store:
         version = roll_back(store, config.registry.model, arguments.why)
     print(f"champion is version {version} again")
+
+
+def _compare(arguments: argparse.Namespace, config: Config) -> None:
+    from splice import compare
+
+    names = arguments.results or ["HEAD"]
+    names = names if len(names) > 1 else [*names, compare.WORKSPACE]
+    known = compare.in_git(config, names)
+    if all(name in known for name in names):
+        results = [compare.from_dvc(config, name, known[name][0]) for name in names]
+    else:
+        with _store(config) as store:
+            results = [
+                compare.from_mlflow(config, store, name, known.get(name, (None, ""))[1])
+                for name in names
+            ]
+    if arguments.json:
+        print(json.dumps([result._asdict() for result in results], indent=2))
+    else:
+        compare.show(config, results)
 
 
 def _unlock(_arguments: argparse.Namespace, config: Config) -> None:

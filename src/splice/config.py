@@ -90,8 +90,10 @@ class Config:
         warm_up: one that makes the first call of `export` fast.
         results: one that gives the Evaluation which lies in the project's files.
         measure: one that gives the Evaluation of a registered model.
-        columns: the metrics that `splice ui` shows first; none: that of `registry`.
+        columns: the metrics that are shown first; none: that of `registry`.
         class_metrics: how the names of those metrics begin that no class may lose.
+        higher_is_better: the last words of the names of such metrics.
+        lower_is_better: the same.
         tracking: what is delivered.
         registry: by what rule a model is promoted.
     """
@@ -110,6 +112,8 @@ class Config:
     measure: StrictStr = ""
     columns: tuple[StrictStr, ...] = ()
     class_metrics: StrictStr = ""
+    higher_is_better: tuple[StrictStr, ...] = ("accuracy", "f1", "precision", "recall", "score")
+    lower_is_better: tuple[StrictStr, ...] = ("error", "errors", "loss")
     tracking: Tracking = TRACKING
     registry: Registry = REGISTRY
 

@@ -7,6 +7,7 @@ store's primary key holds it), parameters and tags are set to what they are alre
 
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -59,6 +60,7 @@ ORIGIN, PARENT, DUPLICATE = "origin", "mlflow.parentRunId", "duplicate_of"
 ENVIRONMENT = ("env.python", "env.platform", "env.packages")
 
 CHAMPION, CHALLENGER = "champion", "challenger"
+HASH = re.compile(r"[0-9a-f]{4,32}")  # or its beginning
 BY_CLASS = "class_metrics.json"  # artifact: MLflow's pages would draw a chart of each
 
 METRICS_A_CALL, PARAMS_A_CALL = 1000, 100
@@ -137,6 +139,23 @@ class Store:
     def using(self, digest: str) -> list[Run]:
         """The active runs of all experiments that used data of this content, oldest first."""
         return self._runs(f"dataset.digest = '{digest}'")
+
+    def named(self, what: str) -> list[Run]:
+        """The runs of this name; whose id or model's hash is this, or begins so.
+
+        Evaluations that are children of the model's own run don't count, but by their id.
+        """
+        if HASH.fullmatch(what) and (found := self._runs(f"attributes.run_id LIKE '{what}%'")):
+            return found
+        quote = "'" if '"' in what else '"'
+        found = self._runs(f"attributes.run_name = {quote}{what}{quote}")
+        if HASH.fullmatch(what):
+            found += self._runs(f"tags.`{MODEL}` LIKE '{what}%'")
+        return [run for run in found if PARENT not in run.data.tags]
+
+    def names(self) -> list[str]:
+        """The names of the active runs of all experiments."""
+        return [str(run.info.run_name) for run in self._runs("")]
 
     def view(self, name: str, metrics: Sequence[str]) -> str:
         """Save a view of an experiment's runs: metrics, and the parameters that differ.

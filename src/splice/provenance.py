@@ -126,16 +126,16 @@ def _changed_params(root: Path) -> list[str]:
         after = yaml.safe_load((root / PARAMS).read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError):
         return []
-    known = dict(_leaves(before))
-    changed = [(key, value) for key, value in _leaves(after) if known.get(key, after) != value]
+    known = dict(leaves(before))
+    changed = [(key, value) for key, value in leaves(after) if known.get(key, after) != value]
     return [f"{key.rpartition('.')[2]}={value}" for key, value in changed] if known else []
 
 
-def _leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """The values of a document, by names like train.epochs."""
     for key, value in tree.items() if isinstance(tree, dict) else ():
         if isinstance(value, dict):
-            yield from _leaves(value, f"{prefix}{key}.")
+            yield from leaves(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
 

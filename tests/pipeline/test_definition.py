@@ -80,6 +80,19 @@ def test_a_change_runs_those_stages_again_whose_bytes_it_may_decide(finished: Pr
         path.write_bytes(before)
 
 
+def test_a_tagged_release_of_the_model_is_brought_by_its_name_from_anywhere(
+    finished: Project, tmp_path: Path
+) -> None:
+    finished.dvc("remote", "add", "--default", "store", str(tmp_path / "store"))
+    finished.dvc("push", "models/net.safetensors")
+    finished.commit("A remote")
+    finished.git("tag", "--annotate", "mnist-net@v1.0.0", "--message", "First release")
+    brought = tmp_path / "brought.safetensors"
+    repository = str(finished.root)
+    finished.dvc("artifacts", "get", repository, "mnist-net", "--out", str(brought))
+    assert brought.read_bytes() == finished.model.read_bytes()
+
+
 @pytest.mark.parametrize("name", STAGES)
 def test_a_stage_depends_on_its_own_section_of_the_parameters_alone(name: str) -> None:
     own_images = ["folder"] if name == "preprocess" else []

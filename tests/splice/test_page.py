@@ -1,9 +1,14 @@
 """docs/splice.md says what is true: its example runs, its tables have every key and command."""
 
 import re
+import shlex
 import tomllib
 from pathlib import Path
+from types import ModuleType
 
+import pytest
+
+import digits.cli
 from conftest import HERE
 from foreign import INSTALLED, Foreign
 from splice import cli
@@ -74,5 +79,29 @@ def test_the_page_has_every_setting_and_its_default(tmp_path: Path) -> None:
 
 
 def test_the_page_has_every_command() -> None:
-    for name in cli._parser()._subparsers._group_actions[0].choices:  # type: ignore[union-attr]
+    for name in cli.EXAMPLES:
         assert f"`splice {name}" in PAGE
+
+
+@pytest.mark.parametrize("command", [cli, digits.cli], ids=["splice", "digits"])
+def test_every_command_has_an_example_that_it_takes_and_help_on_all_that_it_takes(
+    command: ModuleType,
+) -> None:
+    parser = command._parser()
+    commands = parser._subparsers._group_actions[0].choices
+    assert set(commands) == set(command.EXAMPLES)
+    for name, of in commands.items():
+        example = f"{parser.prog} {name} {command.EXAMPLES[name]}"
+        assert f"Example: {example}".strip() in " ".join(of.format_help().split())
+        assert parser.parse_args(shlex.split(example)[1:]).command == name
+        assert [action.dest for action in of._actions if not action.help] == []
+
+
+def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
+    version = tomllib.loads((HERE / "pyproject.toml").read_text())["project"]["version"]
+    for command in (cli, digits.cli):
+        with pytest.raises(SystemExit) as ended:
+            command._parser().parse_args(["--version"])
+        assert ended.value.code == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert shown == [f"{name} {version}" for name in ("splice", "digits")]

@@ -1,0 +1,41 @@
+"""What the two command lines have in common: a version, and help with an example."""
+
+import argparse
+from collections.abc import Callable, Mapping
+from typing import Any
+
+DISTRIBUTION = "digits"  # the package that is installed, which holds them both
+
+
+class Version(argparse.Action):
+    """Print program and version, looked up only then, and end."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_arguments: Any) -> None:
+        """As argparse calls it."""
+        from importlib.metadata import version
+
+        print(f"{parser.prog} {version(DISTRIBUTION)}")
+        parser.exit()
+
+
+def commands_of(
+    parser: argparse.ArgumentParser, examples: Mapping[str, str]
+) -> Callable[..., argparse.ArgumentParser]:
+    """Make a parser one of commands; give what adds a command, by name and help.
+
+    Args:
+        parser: of the program.
+        examples: the arguments of an example, by the command's name.
+    """
+    parser.add_argument("--version", action=Version, nargs=0, help="show it and end")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def add(name: str, *, help: str) -> argparse.ArgumentParser:  # noqa: A002
+        return commands.add_parser(
+            name,
+            help=help,
+            description=f"{help[0].upper()}{help[1:]}.",
+            epilog=f"Example: {parser.prog} {name} {examples.get(name, '')}",
+        )
+
+    return add
