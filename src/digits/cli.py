@@ -4,9 +4,10 @@ import argparse
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import splice.errors
-from digits.errors import ParameterError
+from digits.errors import DataError, ParameterError
 from digits.paths import ROOT, Paths
 from splice.command_line import commands_of
 
@@ -16,6 +17,9 @@ EXAMPLES = {  # the arguments of one for each command's help
     "data": "",
     "recipe": "fast",
 }
+
+if TYPE_CHECKING:
+    from digits.predict import Guess
 
 
 def main() -> None:
@@ -27,9 +31,21 @@ def main() -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="digits", description="Uses and makes the model.")
     add = commands_of(parser, EXAMPLES)
-    predict = add("predict", help="what the model takes pictures of digits for")
-    predict.add_argument("pictures", nargs="+", type=Path, metavar="PICTURE", help="files")
+    predict = add("predict", help="what the model takes pictures for")
+    predict.add_argument(
+        "pictures", nargs="+", type=Path, metavar="PICTURE", help="files, and folders of them"
+    )
     predict.add_argument("--model", type=Path, metavar="FILE", help="instead of models/'s")
+    predict.add_argument(
+        "--sure",
+        type=float,
+        default=0.5,
+        metavar="P",
+        help="what is less probable is not known; 0 to 1, by default %(default)s",
+    )
+    form = predict.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="a line of JSON for each picture")
+    form.add_argument("--csv", action="store_true", help="a row for each thing found on a picture")
     predict.set_defaults(run=_predict)
     check = add("check", help="whether params.yaml says what it may")
     check.set_defaults(run=_check)
@@ -55,11 +71,44 @@ def _recipe(arguments: argparse.Namespace) -> None:
 
 
 def _predict(arguments: argparse.Namespace) -> None:
-    from digits.predict import predict
+    import csv
+    import json
 
-    model = arguments.model or Paths(ROOT).model
-    for path, found in zip(arguments.pictures, predict(model, arguments.pictures), strict=True):
-        print(f"{path}: {found.name} ({found.probability:.1%})")
+    from tqdm import tqdm
+
+    from digits.predict import Guess, files, predict
+
+    pictures = files(arguments.pictures)
+    table = csv.writer(sys.stdout)
+    if arguments.csv:
+        table.writerow(("picture", "place", *Guess._fields))
+    unreadable = 0
+    answers = predict(arguments.model or Paths(ROOT).model, pictures)
+    hidden = not sys.stderr.isatty() or sys.stdout.isatty()  # lines are progress enough
+    for answer in tqdm(answers, "predict", len(pictures), leave=False, disable=hidden):
+        if answer.error:
+            unreadable += 1
+            print(f"digits predict: {answer.error}", file=sys.stderr)
+        elif arguments.json:
+            found = [guess._asdict() for guess in answer.guesses]
+            print(json.dumps({"picture": str(answer.path), "found": found}))
+        elif arguments.csv:
+            table.writerows((answer.path, at, *guess) for at, guess in enumerate(answer.guesses, 1))
+        else:
+            print(f"{answer.path}: {_in_words(answer.guesses, arguments.sure)}")
+    if unreadable:
+        raise DataError(f"{unreadable:,} of {len(pictures):,} pictures could not be read")
+
+
+def _in_words(guesses: "list[Guess]", sure: float) -> str:
+    if not guesses:
+        return "nothing on it"
+    said = "".join(guess.name for guess in guesses) if len(guesses) > 1 else guesses[0].name
+    sures = ", ".join(f"{guess.probability:.1%}" for guess in guesses)
+    text = f"{said} ({sures})"
+    if len(guesses) == 1:
+        text += f", else {guesses[0].runner_up} ({guesses[0].runner_up_probability:.1%})"
+    return text if min(guess.probability for guess in guesses) >= sure else f"not known: {text}"
 
 
 def _check(_arguments: argparse.Namespace) -> None:

@@ -1,49 +1,122 @@
-"""The model's answer to pictures from anywhere, brought into the form it was trained on."""
+"""The model's answers to pictures from anywhere, brought into the form it was trained on."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from digits import params
-from digits.data.picture import read_picture
+from digits.data.folder import PICTURES
+from digits.data.picture import opened, read_picture
+from digits.errors import DataError
 from digits.model.weights import load_net
 from digits.training.engine import for_answers
 
-BATCH = 500
+BATCH = 500  # pictures
+
+Bytes = npt.NDArray[np.uint8]
+Read = Callable[[Path], list[Bytes]]
 
 
-class Prediction(NamedTuple):
-    """The most probable class, and its probability 0..1."""
+class Guess(NamedTuple):
+    """The most probable class and the next one, with their probabilities 0..1."""
 
     name: str
     probability: float
+    runner_up: str
+    runner_up_probability: float
 
 
-def predict(model: Path, pictures: list[Path]) -> list[Prediction]:
-    """What a model file takes each picture for, on the CPU.
+class Answer(NamedTuple):
+    """What is on a picture, from left to right; nothing, or several digits; or why it isn't known.
+
+    `error` is '' for a picture that could be read.
+    """
+
+    path: Path
+    guesses: list[Guess]
+    error: str
+
+
+def files(given: Sequence[Path]) -> list[Path]:
+    """The pictures that are meant: of a folder, all in it and below, in the order of their names.
 
     Raises:
-        DataError: the model or a picture is missing, damaged, too large or something else.
+        DataError: a folder holds none.
+    """
+    found = []
+    for path in given:
+        inside = [path]
+        if path.is_dir():
+            inside = sorted(each for each in path.rglob("*") if each.suffix.lower() in PICTURES)
+            if not inside:
+                raise DataError(f"{path} holds no picture ({', '.join(PICTURES)})")
+        found += inside
+    return found
+
+
+def predict(model: Path, pictures: Sequence[Path]) -> Iterator[Answer]:
+    """What a model file takes pictures for, on the CPU, in their order and within bounded memory.
+
+    Raises:
+        DataError: the model is missing, damaged or something else.
     """
     net, description = load_net(model)
-    as_trained = _as_trained(description)
-    shape = description["shape"]
-    pixels = np.stack([read_picture(path, shape, **as_trained) for path in pictures])
-    images = torch.from_numpy(pixels)
-    output = for_answers(net, images).log_probabilities(net, images, BATCH)
-    best = output.double().exp().max(1)
-    return [
-        Prediction(str(description["classes"][index]), probability)
-        for index, probability in zip(best.indices.tolist(), best.values.tolist(), strict=True)
-    ]
+    names, read = list(map(str, description["classes"])), reader_for(description)
+    for start in range(0, len(pictures), BATCH):
+        images: list[Bytes] = []
+        counts: list[int] = []
+        errors: list[str] = []
+        for path in pictures[start : start + BATCH]:
+            found, error = [], ""
+            try:
+                found = read(path)
+            except DataError as problem:
+                error = str(problem)
+            images += found
+            counts.append(len(found))
+            errors.append(error)
+        guesses = _guesses(net, images, names)
+        for path, count, error in zip(pictures[start:], counts, errors, strict=False):
+            yield Answer(path, [next(guesses) for _ in range(count)], error)
 
 
-def _as_trained(description: Mapping[str, Any]) -> dict[str, Any]:
-    """How pictures are read that such a model is to know."""
+def _guesses(net: torch.nn.Module, images: list[Bytes], names: list[str]) -> Iterator[Guess]:
+    if not images:
+        return
+    pixels = torch.from_numpy(np.stack(images))
+    output = for_answers(net, pixels).log_probabilities(net, pixels, BATCH)
+    best = output.double().exp().topk(2)
+    for (first, second), (most, less) in zip(
+        best.indices.tolist(), best.values.tolist(), strict=True
+    ):
+        yield Guess(names[first], most, names[second], less)
+
+
+def reader_for(description: Mapping[str, Any]) -> Read:
+    """How pictures are read that a model is to know: as it was trained on them."""
+    shape = tuple(description["shape"])
     match description:
         case {"dataset": params.FOLDER, "params": {"folder.fit": "pad" | "crop" as fit}}:
-            return {"fit": fit}
-    return {"drawn": True}
+            return lambda path: [read_picture(path, shape, fit)]
+    return partial(_drawn, shape=shape)
+
+
+def _drawn(path: Path, shape: tuple[int, int, int]) -> list[Bytes]:
+    """Light drawings on black, as MNIST's are, of dark ones on paper or light ones on dark ground.
+
+    One of the very size is the image itself; on another, what is drawn is looked for.
+    """
+    channels, height, width = shape
+    if channels != 1 or height != width:
+        return [read_picture(path, shape)]
+    from digits import ink
+
+    grey = np.asarray(opened(path, channels))
+    if grey.shape == (height, width):
+        return [ink.light_on_dark(grey)[None]]
+    return [image[None] for image in ink.find(grey, height)]

@@ -226,7 +226,7 @@ def parsers(folder: Path) -> list[Parser]:
         *(
             Parser(
                 kind,
-                partial(read_picture, shape=(1, 28, 28), drawn=True),
+                partial(read_picture, shape=(1, 28, 28)),
                 made(partial(drawing.save, format=kind)),
                 plain,
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import struct
 import zlib
 from pathlib import Path
@@ -9,16 +10,23 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pytest
+import torch
 from PIL import Image
 
 from conftest import Project
+from digits import ink
 from digits.data import dataset
 from digits.data.picture import read_picture
 from digits.errors import DataError
+from digits.model.weights import load_net
+from digits.predict import reader_for
+from harness import pages
+
+READ = reader_for({"dataset": "mnist", "shape": [1, 28, 28]})
 
 
 def grey(path: Path) -> npt.NDArray[np.uint8]:
-    found = read_picture(path, (1, 28, 28), drawn=True)
+    (found,) = READ(path)
     return found.reshape(28, 28)
 
 
@@ -58,16 +66,41 @@ def test_dark_on_light_is_inverted_and_transparent_is_paper(
         assert np.array_equal(grey(path), light), path
 
 
-def test_another_size_is_fitted_in_whole(digit: Image.Image, tmp_path: Path) -> None:
-    large = digit.resize((280, 280), Image.Resampling.NEAREST)
-    wide = Image.new("L", (560, 280))
-    wide.paste(large, (140, 0))
-    found = grey(saved(large, tmp_path / "large.png")).astype(int)
-    assert np.abs(found - np.asarray(digit)).mean() < 6
-    narrow = grey(saved(wide, tmp_path / "wide.png"))
-    assert not narrow[:7].any()
-    assert not narrow[-7:].any()
-    assert narrow[8:20].any()
+def test_a_clean_stroke_of_any_size_and_place_becomes_an_image_as_mnist_has_them(
+    digit: Image.Image, tmp_path: Path
+) -> None:
+    found = []
+    for side, place in ((200, (20, 10)), (600, (380, 30)), (900, (5, 600))):
+        canvas = Image.new("L", (side, side), 255)
+        stroke = digit.resize((side // 4, side // 4), Image.Resampling.NEAREST)
+        canvas.paste(0, place, stroke)
+        found.append(grey(saved(canvas, tmp_path / f"{side}.png")).astype(int))
+    for image in found:
+        rows, columns = np.nonzero(image > 127)
+        assert np.ptp(rows) in (18, 19)
+        assert abs(rows.mean() - 13.5) < 1
+        assert abs(columns.mean() - 13.5) < 1
+        assert 2 <= np.ptp(columns) + 1 <= 4
+
+
+@pytest.mark.parametrize("photo", [False, True])
+def test_printed_digits_on_any_paper_are_found_one_by_one_and_in_order(photo: bool) -> None:
+    dice = np.random.default_rng(1)
+    found = [len(ink.find(pages.page(dice, "5", "DejaVuSans", photo=photo), 28)) for _ in range(25)]
+    assert found.count(1) >= 24
+    several = [ink.find(pages.page(dice, "4071", "cmtt10", photo=photo), 28) for _ in range(12)]
+    assert [len(images) for images in several].count(4) >= 11
+    one = next(images[3] for images in several if len(images) == 4)
+    assert np.ptp(np.nonzero(one > 127)[1]) < 14  # the narrow one is the last
+
+
+@pytest.mark.parametrize("noise", [0, 3, 25])
+def test_a_blank_page_has_nothing_on_it(noise: int) -> None:
+    dice = np.random.default_rng(1)
+    slope = np.mgrid[0:300, 0:400][1] / 8
+    blank = (200 - slope + dice.normal(0, noise, (300, 400))).clip(0, 255).astype(np.uint8)
+    assert ink.find(blank, 28) == []
+    assert ink.find(blank[:1, :1], 28) == []
 
 
 def test_a_model_of_three_channels_gets_colours(tmp_path: Path) -> None:
@@ -129,9 +162,27 @@ def test_the_command_names_the_digits_of_the_test_split(
         for line, label in zip(lines, test.labels, strict=False)
     )
     assert right > 20  # of 40; a small training on few images, but far from chance
+    net, _ = load_net(finished_project.model)
+    probability = net.eval()(torch.from_numpy(test.images[:40])).exp().max(1).values
+    as_json = finished_project.digits("predict", "--json", str(tmp_path)).stdout.splitlines()
+    answers = {answer["picture"]: answer["found"] for answer in map(json.loads, as_json)}
+    assert len(answers) == 40
+    for path, expected in zip(paths, probability, strict=True):
+        (guess,) = answers[str(path)]
+        assert guess["probability"] == pytest.approx(float(expected), abs=1e-5)
+        assert guess["runner_up_probability"] < guess["probability"]
+    rows = finished_project.digits("predict", "--csv", *map(str, paths)).stdout.splitlines()
+    assert rows[0] == "picture,place,name,probability,runner_up,runner_up_probability"
+    assert len(rows) == 41
+    blank = saved(Image.new("L", (90, 60), 255), tmp_path / "blank.png")
+    unsure = finished_project.digits("predict", str(blank), str(paths[0]), "--sure", "1").stdout
+    assert unsure.splitlines()[0] == f"{blank}: nothing on it"
+    assert unsure.splitlines()[1].startswith(f"{paths[0]}: not known: ")
 
     paths[3].write_bytes(b"GIF89a")
     refused = finished_project.digits("predict", *map(str, paths), check=False)
     assert refused.returncode == 1
-    assert refused.stdout.strip().splitlines()[-1].startswith(f"digits predict: {paths[3]} is ")
+    assert f"digits predict: {paths[3]} is damaged or no picture" in refused.stdout
+    assert "digits predict: 1 of 40 pictures could not be read" in refused.stdout
+    assert len(refused.stdout.splitlines()) == 41
     assert "Traceback" not in refused.stdout

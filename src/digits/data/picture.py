@@ -47,27 +47,36 @@ class Block(NamedTuple):
     reasons: list[str]
 
 
-def read_picture(
-    path: Path, shape: Sequence[int], fit: Fit = "pad", *, drawn: bool = False
-) -> Bytes:
+def read_picture(path: Path, shape: Sequence[int], fit: Fit = "pad") -> Bytes:
     """A picture as uint8 `[channels, height, width]`, one channel or three.
 
-    It is turned as its EXIF data say, what is transparent counts as white paper, and of several
-    frames the first is taken. Another size is brought to this one by Lanczos's filter, keeping its
-    proportions.
+    Another size is brought to this one by Lanczos's filter, keeping its proportions.
 
     Args:
         path: of the file.
         shape: channels, height, width.
         fit: `pad`: whole, with black beside it; `crop`: its middle.
-        drawn: whether it is light on dark, as MNIST is, if grey: dark on light (judged by the
-            border) is inverted.
+
+    Raises:
+        DataError: as `opened`.
+    """
+    channels, height, width = shape
+    found = opened(path, channels)
+    if found.size != (width, height):
+        found = _fitted(found, (width, height), fit)
+    return np.array(found, np.uint8).reshape(height, width, channels).transpose(2, 0, 1)
+
+
+def opened(path: Path, channels: int) -> Image.Image:
+    """A picture as it is, grey or in colour, 8 bits a channel.
+
+    It is turned as its EXIF data say, what is transparent counts as white paper, and of several
+    frames the first is taken.
 
     Raises:
         DataError: missing, damaged, of no known format, of more than 50 million pixels, or
-            `shape` has other channels.
+            there are other channels than 1 or 3.
     """
-    channels, height, width = shape
     if channels not in (1, 3):
         raise DataError(f"the model takes {channels} channels; pictures have 1 or 3")
     if not path.is_file():
@@ -78,9 +87,7 @@ def read_picture(
             with path.open("rb") as file, Image.open(file, formats=FORMATS) as picture:
                 if picture.width * picture.height > MAX_PIXELS:
                     raise Image.DecompressionBombError
-                found = _converted(
-                    ImageOps.exif_transpose(picture), "L" if channels == 1 else "RGB"
-                )
+                return _converted(ImageOps.exif_transpose(picture), "L" if channels == 1 else "RGB")
     except Image.DecompressionBombError as error:
         raise DataError(f"{path} has more than {MAX_PIXELS:,} pixels; make it smaller") from error
     except Exception as error:
@@ -90,11 +97,6 @@ def read_picture(
         raise DataError(
             f"{path} is damaged or no picture ({', '.join(FORMATS)}); save it anew as PNG"
         ) from error
-    if drawn and channels == 1 and _border(np.asarray(found)) > 127:
-        found = ImageOps.invert(found)
-    if found.size != (width, height):
-        found = _fitted(found, (width, height), fit)
-    return np.array(found, np.uint8).reshape(height, width, channels).transpose(2, 0, 1)
 
 
 def read_pictures(
@@ -178,8 +180,3 @@ def _fitted(picture: Image.Image, size: tuple[int, int], fit: Fit) -> Image.Imag
     if fit == "crop":
         return ImageOps.fit(picture, size, Image.Resampling.LANCZOS)
     return ImageOps.pad(picture, size, Image.Resampling.LANCZOS, color=0)
-
-
-def _border(pixels: npt.NDArray[np.uint8]) -> float:
-    edges = (pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1])
-    return float(np.median(np.concatenate(edges)))
