@@ -4,17 +4,16 @@ import argparse
 from collections.abc import Callable, Mapping
 from typing import Any
 
-DISTRIBUTION = "digits"  # the package that is installed, which holds them both
-
 
 class Version(argparse.Action):
     """Print program and version, looked up only then, and end."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_arguments: Any) -> None:
         """As argparse calls it."""
-        from importlib.metadata import version
+        from importlib.metadata import entry_points
 
-        print(f"{parser.prog} {version(DISTRIBUTION)}")
+        for command in entry_points(group="console_scripts", name=parser.prog):
+            print(f"{parser.prog} {command.dist.version if command.dist else 'unknown'}")
         parser.exit()
 
 

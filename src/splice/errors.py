@@ -41,18 +41,17 @@ def run(name: str, main: Callable[[], None], interrupted: str = INTERRUPTED) -> 
     try:
         main()
     except UserError as error:
-        message = " ".join(str(error).split())
-        print(f"{name}: {message}", file=sys.stderr)
-        sys.exit(error.exit_code)
+        said, code = " ".join(str(error).split()), error.exit_code
     except KeyboardInterrupt:
-        print(f"{name}: {interrupted}", file=sys.stderr)
-        sys.exit(EXIT_INTERRUPTED)
+        said, code = interrupted, EXIT_INTERRUPTED
     except OSError as error:
         where = f" {error.filename}" if error.filename else ""
-        sys.exit(
-            f"{name}: cannot read or write{where}: {error.strerror or error}; "
-            "make room or make it accessible, then run again"
-        )
+        said = f"cannot read or write{where}: {error.strerror or error}; "
+        said, code = f"{said}make room or make it accessible, then run again", UserError.exit_code
+    else:
+        return
+    print(f"{name}: {said}", file=sys.stderr)
+    sys.exit(code)
 
 
 def as_interrupt(_signal: int, _frame: FrameType | None) -> None:

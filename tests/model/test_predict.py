@@ -163,7 +163,8 @@ def test_the_command_names_the_digits_of_the_test_split(
     )
     assert right > 20  # of 40; a small training on few images, but far from chance
     net, _ = load_net(finished_project.model)
-    probability = net.eval()(torch.from_numpy(test.images[:40])).exp().max(1).values
+    with torch.no_grad():
+        probability = net.eval()(torch.from_numpy(test.images[:40])).exp().max(1).values
     as_json = finished_project.digits("predict", "--json", str(tmp_path)).stdout.splitlines()
     answers = {answer["picture"]: answer["found"] for answer in map(json.loads, as_json)}
     assert len(answers) == 40
