@@ -158,6 +158,7 @@ def _sync(arguments: argparse.Namespace, config: Config) -> None:
     box = config.box
     if arguments.again:
         outbox.retry_rejected(box, config.store_id)
+    outbox.end_other_sender(config)
     damage, missing = "", ""
     try:
         missing = _record_results(config, arguments.again)

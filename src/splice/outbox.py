@@ -239,11 +239,8 @@ def start_sender(config: Config, *, hurried: bool = False) -> None:
     it ends by itself when nothing is left to send.
     """
     config.box.mkdir(parents=True, exist_ok=True)
-    if is_locked(config.box / ".sender.lock"):
-        doing = sender(config.box)
-        if doing is None or doing.environment == environment(config.home):
-            return
-        _stop(doing.pid, config.box)
+    if not end_other_sender(config) and is_locked(config.box / ".sender.lock"):
+        return
     with suppress(UserError):  # the sender says it
         follow(config)
     source, code = str(Path(__file__).resolve().parents[1]), config.box / KEPT / keep(config)
@@ -261,6 +258,21 @@ def start_sender(config: Config, *, hurried: bool = False) -> None:
             stderr=log,
             process_group=0,
         )
+
+
+def end_other_sender(config: Config) -> bool:
+    """End a sender that delivers elsewhere: what is recorded from now on isn't meant for it.
+
+    Returns:
+        Whether there was one.
+    """
+    doing = sender(config.box)
+    if doing is None or doing.environment == environment(config.home):
+        return False
+    if not is_locked(config.box / ".sender.lock"):
+        return False
+    _stop(doing.pid, config.box)
+    return True
 
 
 def sender_command(code: str, *, hurried: bool) -> list[str]:
