@@ -1,6 +1,9 @@
 """The training loop: right gradients, exact resume, the original curve."""
 
 import math
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,6 +15,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, LRScheduler, StepLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from conftest import HERE
 from digits.errors import DeviceError, DivergedError, ParameterError
 from digits.model.net import Net
 from digits.params import Train
@@ -195,6 +199,31 @@ def test_nesterov_is_the_formula_of_torch() -> None:
             velocity = BETAS[0] * velocity + slope
             value = value - RATE * (slope + BETAS[0] * velocity)
         assert torch.allclose(found, value, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["AdamW", "SGD", "Muon"])
+def test_an_optimizer_gives_the_bytes_of_torchs(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = replace(SMALL, epochs=1, optimizer=name.lower(), engine="torch")
+    net, _ = run(recipe)
+    monkeypatch.setattr(optim, name, getattr(torch.optim, name))
+    expected, _ = run(recipe)
+    for found, weights in zip(net.parameters(), expected.parameters(), strict=True):
+        assert torch.equal(found, weights)
+
+
+def test_a_training_imports_nothing_of_torchs_compiler() -> None:
+    script = """
+import sys, trainings
+from dataclasses import replace
+for name in ("adamw", "lion", "muon", "sgd"):
+    trainings.run(replace(trainings.SMALL, epochs=1, optimizer=name, engine="torch"))
+trainings.run(trainings.SMALL)
+print([name for name in ("torch._dynamo", "torch._inductor", "sympy") if name in sys.modules])
+"""
+    env = os.environ | {"PYTHONPATH": os.pathsep.join([str(HERE / "src"), str(HERE / "tests")])}
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
 
 
 def test_lion_is_the_algorithm_of_its_paper() -> None:

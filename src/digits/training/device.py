@@ -36,7 +36,8 @@ def prepare(recipe: "Train") -> Machine:
     torch.backends.cudnn.allow_tf32 = False
     if device.type == "cuda" and recipe.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(recipe.deterministic)
+    # use_deterministic_algorithms would import torch's compiler as well: seconds
+    torch.set_deterministic_debug_mode("error" if recipe.deterministic else "default")
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     return Machine(device, _precision(recipe.precision, device), threads, _describe(device))
 

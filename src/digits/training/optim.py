@@ -1,12 +1,12 @@
 """Optimizers and learning-rate schedules by name."""
 
 import math
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from torch.optim import SGD, AdamW, Muon, Optimizer
+from torch.optim import Optimizer
 
 from digits.errors import ParameterError
 
@@ -47,7 +47,36 @@ def optimizers(net: nn.Module, recipe: "Train") -> list[Optimizer]:
     )
 
 
-class Lion(Optimizer):
+def _bare(method: Callable[..., Any]) -> Any:
+    return getattr(method, "__wrapped__", method)
+
+
+class _Uncompiled(Optimizer):
+    """Without torch.compile's wrappers, which import all of torch's compiler: seconds a process."""
+
+    add_param_group = _bare(Optimizer.add_param_group)
+    load_state_dict = _bare(Optimizer.load_state_dict)
+    state_dict = _bare(Optimizer.state_dict)
+    zero_grad = _bare(Optimizer.zero_grad)
+
+
+class AdamW(_Uncompiled, torch.optim.AdamW):
+    """Torch's."""
+
+    step = torch.no_grad()(_bare(torch.optim.AdamW.step))
+
+
+class Muon(_Uncompiled, torch.optim.Muon):
+    """Torch's."""
+
+
+class SGD(_Uncompiled, torch.optim.SGD):
+    """Torch's."""
+
+    step = torch.no_grad()(_bare(torch.optim.SGD.step))
+
+
+class Lion(_Uncompiled):
     """Lion (X. Chen et al., "Symbolic Discovery of Optimization Algorithms", 2023, algorithm 2)."""
 
     def __init__(
