@@ -77,10 +77,11 @@ class Project:
         return self.run("git", *arguments).stdout.strip()
 
     def dvc(self, *arguments: str, **how: Any) -> subprocess.CompletedProcess[str]:
-        """Run a command of dvc's; a sender is there before the stages would start one."""
+        """Run a command of dvc's: it, its stages and a sender for them are sooner begun."""
         if arguments[0] in ("repro", "exp"):
             self.wake(**how)
-        return self.run("dvc", *arguments, **how)
+        path = os.pathsep.join([str(forked.path()), how.pop("PATH", self.env["PATH"])])
+        return self.python("-m", "dvc", *arguments, PATH=path, **how)
 
     def python(
         self, *arguments: str, check: bool = True, timeout: float = TIMEOUT_SECONDS, **env: str

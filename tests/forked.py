@@ -1,15 +1,20 @@
 """Python commands in forks of one process that has imported what takes long: the rest is theirs.
 
-A stage is a second of its own work behind five of importing torch; a sender, one behind eight of
-torch and MLflow. Tests run hundreds of both. Where the start itself is what is tested, and in
-whatever dvc runs, they are processes of their own.
+A stage is a second of its own work behind some of importing torch; a sender, one behind eight of
+torch and MLflow. Tests run hundreds of both. Where the start itself is what is tested, and where
+something is killed, they are processes of their own.
 """
 
 from __future__ import annotations
 
+import functools
+import json
 import multiprocessing
 import os
 import runpy
+import select
+import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -17,6 +22,9 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 SLOW = [
+    "dvc.commands.repro",
+    "dvc.repo.experiments",
+    "dvc.repo.reproduce",
     "matplotlib.backends.backend_agg",
     "mlflow.pytorch",
     "mlflow.store.model_registry.sqlalchemy_store",
@@ -25,6 +33,17 @@ SLOW = [
     "torch._inductor.ir",
     "torch.export",
 ]  # networkx and torch's: what torch.export imports when it is first called
+
+# What `dvc` finds as `python` on its PATH: it has a fork do what it is asked for.
+PYTHON = """#!{python} -IS
+import json, os, socket, sys
+server = socket.socket(socket.AF_UNIX)
+server.connect({address!r})
+asked = json.dumps([sys.argv[1:], os.getcwd(), dict(os.environ)]).encode()
+socket.send_fds(server, [len(asked).to_bytes(8, "big")], [0, 1, 2])
+server.sendall(asked)
+sys.exit(int(server.recv(8) or 1))
+"""
 
 _forks = multiprocessing.get_context("forkserver")
 _forks.set_forkserver_preload(SLOW)
@@ -62,22 +81,82 @@ def run(
     return subprocess.CompletedProcess(("python", *arguments), process.exitcode, text)
 
 
+@functools.cache
+def path() -> Path:
+    """A folder with a `python` that is sooner begun; it ends with the tests."""
+    folder = Path(tempfile.mkdtemp(prefix="forked-"))
+    server = socket.socket(socket.AF_UNIX)
+    server.bind(str(folder / "server"))
+    server.listen(16)
+    shim = folder / "python"
+    shim.write_text(PYTHON.format(python=sys.executable, address=str(folder / "server")))
+    shim.chmod(0o755)
+    _forks.Process(target=_serve, args=(server,), daemon=True).start()
+    return folder
+
+
+def _serve(server: socket.socket) -> None:
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    while True:
+        client, _ = server.accept()
+        if os.fork() == 0:
+            server.close()
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            _answer(client)
+
+
+def _answer(client: socket.socket) -> None:
+    """Do what one `python` was asked for, in its folder, environment, stdin and output."""
+    size, streams, _, _ = socket.recv_fds(client, 8, 3)
+    with client.makefile("rb") as asked:
+        arguments, folder, env = json.loads(asked.read(int.from_bytes(size, "big")))
+    ended, alive = os.pipe()
+    child = os.fork()
+    if child == 0:
+        for number, stream in enumerate(streams):
+            os.dup2(stream, number)
+        client.close()
+        os.close(ended)
+        _begin(folder, env)
+        _finish(arguments)
+    os.close(alive)
+    if client in select.select([client, ended], [], [])[0]:  # it was killed
+        os.kill(child, signal.SIGKILL)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    client.sendall(str(code % 256).encode())
+    os._exit(0)
+
+
+def _finish(arguments: list[str]) -> None:
+    """The rest of a process that nothing of the tests may outlive."""
+    code: object = 1
+    try:
+        _main(*arguments)
+        code = 0
+    except SystemExit as end:
+        code = end.code or 0
+        if isinstance(code, str):
+            print(code, file=sys.stderr)
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code if isinstance(code, int) else 1)
+
+
 def _python(
     arguments: tuple[str, ...], folder: Path, env: dict[str, str], output: Path, group: int | None
 ) -> None:
     if group is not None:
         os.setpgid(0, group)
-    os.chdir(folder)
-    os.environ.clear()
-    os.environ.update(env)
-    sys.dont_write_bytecode = "PYTHONDONTWRITEBYTECODE" in env
     for descriptor, path, flags in (
         (0, Path(os.devnull), os.O_RDONLY),
         (1, output, os.O_WRONLY | os.O_CREAT | os.O_APPEND),
     ):
         os.dup2(os.open(path, flags), descriptor)
     os.dup2(1, 2)
-    sys.path[:0] = [path for path in env.get("PYTHONPATH", "").split(os.pathsep) if path]
+    _begin(folder, env)
     try:
         _main(*arguments)
     except SystemExit:
@@ -85,6 +164,14 @@ def _python(
     except BaseException:
         sys.excepthook(*sys.exc_info())
         raise SystemExit(1) from None
+
+
+def _begin(folder: Path | str, env: dict[str, str]) -> None:
+    os.chdir(folder)
+    os.environ.clear()
+    os.environ.update(env)
+    sys.dont_write_bytecode = "PYTHONDONTWRITEBYTECODE" in env
+    sys.path[:0] = [path for path in env.get("PYTHONPATH", "").split(os.pathsep) if path]
 
 
 def _main(first: str, *rest: str) -> None:
