@@ -80,8 +80,11 @@ class Project:
         """Run a command of dvc's: it, its stages and a sender for them are sooner begun."""
         if arguments[0] in ("repro", "exp"):
             self.wake(**how)
-        path = os.pathsep.join([str(forked.path()), how.pop("PATH", self.env["PATH"])])
-        return self.python("-m", "dvc", *arguments, PATH=path, **how)
+        return self.sooner().python("-m", "dvc", *arguments, **how)
+
+    def sooner(self) -> Self:
+        """The same checkout, in whose commands `python` and `dvc` are sooner begun."""
+        return self.with_env(PATH=os.pathsep.join([str(forked.path()), self.env["PATH"]]))
 
     def python(
         self, *arguments: str, check: bool = True, timeout: float = TIMEOUT_SECONDS, **env: str

@@ -34,12 +34,15 @@ SLOW = [
     "torch.export",
 ]  # networkx and torch's: what torch.export imports when it is first called
 
-# What `dvc` finds as `python` on its PATH: it has a fork do what it is asked for.
-PYTHON = """#!{python} -IS
+# A command that has a fork do what it is asked for.
+COMMAND = """#!{python} -IS
 import json, os, socket, sys
+asked = {first!r} + sys.argv[1:]
+if not asked or (asked[0].startswith("-") and asked[0] != "-m"):
+    os.execv({python!r}, [{python!r}, *asked])
 server = socket.socket(socket.AF_UNIX)
 server.connect({address!r})
-asked = json.dumps([sys.argv[1:], os.getcwd(), dict(os.environ)]).encode()
+asked = json.dumps([asked, os.getcwd(), dict(os.environ)]).encode()
 socket.send_fds(server, [len(asked).to_bytes(8, "big")], [0, 1, 2])
 server.sendall(asked)
 sys.exit(int(server.recv(8) or 1))
@@ -83,14 +86,15 @@ def run(
 
 @functools.cache
 def path() -> Path:
-    """A folder with a `python` that is sooner begun; it ends with the tests."""
+    """A folder with a `python` and a `dvc` that are sooner begun; they end with the tests."""
     folder = Path(tempfile.mkdtemp(prefix="forked-"))
     server = socket.socket(socket.AF_UNIX)
     server.bind(str(folder / "server"))
     server.listen(16)
-    shim = folder / "python"
-    shim.write_text(PYTHON.format(python=sys.executable, address=str(folder / "server")))
-    shim.chmod(0o755)
+    for name, first in (("python", []), ("dvc", ["-m", "dvc"])):
+        text = COMMAND.format(python=sys.executable, address=str(folder / "server"), first=first)
+        (folder / name).write_text(text)
+        (folder / name).chmod(0o755)
     _forks.Process(target=_serve, args=(server,), daemon=True).start()
     return folder
 
@@ -120,7 +124,7 @@ def _answer(client: socket.socket) -> None:
         _begin(folder, env)
         _finish(arguments)
     os.close(alive)
-    if client in select.select([client, ended], [], [])[0]:  # it was killed
+    if client.fileno() in select.select([client.fileno(), ended], [], [])[0]:  # it was killed
         os.kill(child, signal.SIGKILL)
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     client.sendall(str(code % 256).encode())

@@ -76,7 +76,7 @@ def offline(bare: Project, tmp_path: Path) -> Project:
     bare.commit()
     home = tmp_path / "home"
     paint(home)
-    return bare.with_env(HOME=str(home), PYTHONPATH=str(bare.root / "src"))
+    return bare.with_env(HOME=str(home), PYTHONPATH=str(bare.root / "src")).sooner()
 
 
 @pytest.mark.timeout(600)
@@ -125,5 +125,5 @@ def test_a_project_made_from_the_template_has_the_name_and_passes_its_tests(
     assert " passed" in made.run("python", "-m", "pytest", "-q", *quick).stdout
     small = {"download.dataset": "mnist-5k", "train.epochs": 1, "tracking.enabled": False}
     made.params(small)
-    made.run("dvc", "repro")
+    made.dvc("repro")
     assert made.metrics()["accuracy"] > 0.8
