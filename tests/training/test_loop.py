@@ -202,7 +202,7 @@ def test_nesterov_is_the_formula_of_torch() -> None:
 
 
 @pytest.mark.parametrize("name", ["AdamW", "SGD", "Muon"])
-def test_an_optimizer_gives_the_bytes_of_torchs(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_optimizer_gives_the_bytes_of_torchs(name: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = replace(SMALL, epochs=1, optimizer=name.lower(), engine="torch")
     net, _ = run(recipe)
     monkeypatch.setattr(optim, name, getattr(torch.optim, name))
