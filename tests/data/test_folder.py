@@ -14,7 +14,7 @@ from PIL import Image
 
 from digits.data import dataset, folder, picture
 from digits.data.dataset import Facts, PixelFacts
-from digits.data.picture import read_picture, read_pictures
+from digits.data.picture import read_picture, read_pictures, read_resumably
 from digits.errors import DataError
 from splice.files import md5
 
@@ -138,6 +138,31 @@ def test_many_pictures_come_in_order_and_in_bounds_from_all_cores(
     ]
     with pytest.raises(DataError, match=r"2\.png has changed since the download stage"):
         list(read_pictures([(paths[2], md5(paths[3]))], SHAPE, "pad"))
+
+
+def test_what_was_kept_of_pictures_is_taken_while_whole_and_read_again_where_it_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(picture, "BLOCK_IMAGES", 2)
+    monkeypatch.setattr(picture, "_cores", lambda: 1)
+    paths = [painted(tmp_path / f"{n}.png", (9 * n, 0, 0), size=(4, 4)) for n in range(5)]
+    paths[1].write_bytes(b"no picture")
+    files = [(path, md5(path)) for path in paths]
+
+    def read() -> list[object]:
+        blocks = list(read_resumably(files, (3, 4, 4), "pad", tmp_path / "kept"))
+        images = np.concatenate([block.images for block in blocks]).tolist()
+        return [images, *([block[1:] for block in blocks])]
+
+    once = read()
+    paths[0].unlink()
+    assert read() == once
+    kept = tmp_path / "kept/2.safetensors"
+    whole = kept.read_bytes()
+    for place in range(0, len(whole), 9):
+        kept.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        assert read() == once
+        assert kept.read_bytes() == whole
 
 
 @pytest.mark.parametrize("classes", [2, 256, 257, 1000])

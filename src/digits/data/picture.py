@@ -2,13 +2,16 @@
 
 import logging
 import os
+import shutil
 import signal
 import threading
+import time
 import warnings
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from functools import partial
 from math import prod
 from multiprocessing import get_context, parent_process
@@ -19,8 +22,10 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps
 
-from digits.errors import DataError
-from splice.files import md5
+from digits.data.split import image_digest
+from digits.data.storage import read_arrays, write_arrays
+from digits.errors import DataError, UserError
+from splice.files import digest, md5
 
 Bytes = npt.NDArray[np.uint8]
 Fit = Literal["pad", "crop"]
@@ -28,6 +33,7 @@ Fit = Literal["pad", "crop"]
 MAX_PIXELS = 50_000_000  # that a picture may unpack to
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 BLOCK_IMAGES, BLOCK_BYTES = 64, 4 << 20  # that a worker reads before it hands them over
+DAY_SECONDS = 86_400.0
 BLOCKS_AHEAD = 4  # of each worker: what is read but not taken yet stays in bounds
 
 logging.getLogger("PIL").setLevel(logging.CRITICAL)  # what is wrong is said once, by us
@@ -130,6 +136,49 @@ def read_pictures(
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def read_resumably(
+    files: Sequence[tuple[Path, str]], shape: tuple[int, int, int], fit: Fit, kept: Path
+) -> Iterator[Block]:
+    """As `read_pictures`, but each block is kept: called again, it goes on behind those it has.
+
+    Args:
+        files: as `read_pictures`.
+        shape: as `read_pictures`.
+        fit: as `read_pictures`.
+        kept: a folder for these arguments alone. What can't be kept there is read once more.
+    """
+    done = 0
+    with suppress(DataError, LookupError):  # there is no next one, or it is damaged
+        while done < len(files):
+            arrays, said = read_arrays(kept / f"{done}.safetensors")
+            block = Block(arrays["images"], arrays["readable"].tolist(), said["reasons"])
+            if said["digest"] != _digest(block):
+                break
+            yield block
+            done += len(block.readable)
+    for block in read_pictures(files[done:], shape, fit):
+        with suppress(UserError):
+            arrays = {"images": block.images, "readable": np.array(block.readable)}
+            said = {"reasons": block.reasons, "digest": _digest(block)}
+            write_arrays(kept / f"{done}.safetensors", arrays, said)
+        yield block
+        done += len(block.readable)
+
+
+def _digest(block: Block) -> str:
+    """The hash of all that a block holds: safetensors itself has none."""
+    shape, pixels = list(block.images.shape), image_digest(block.images).hex()
+    return digest([shape, pixels, block.readable, block.reasons])
+
+
+def forget(kept: Path) -> None:
+    """Remove what was kept of pictures that are read, and beside it what is a day old."""
+    for folder in kept.parent.glob("*"):
+        with suppress(FileNotFoundError):  # another process was faster
+            if folder == kept or time.time() - folder.stat().st_mtime > DAY_SECONDS:
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def _cores() -> int:
