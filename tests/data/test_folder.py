@@ -123,6 +123,24 @@ def test_a_picture_is_turned_as_exif_says_and_padded_or_cropped(tmp_path: Path) 
     assert read_picture(tmp_path / "a.png", SHAPE, "crop")[0][:6].min() > 150
 
 
+@pytest.mark.parametrize("fit", ["pad", "crop"])
+def test_a_photograph_is_made_as_small_as_its_whole_self_would_be(
+    tmp_path: Path, fit: picture.Fit
+) -> None:
+    dice = np.random.default_rng(1)
+    soft = Image.fromarray(dice.integers(0, 256, (6, 8, 3), np.uint8)).resize((800, 600))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    soft.save(tmp_path / "a.jpg", quality=90, exif=exif)
+    Image.open(tmp_path / "a.jpg").save(tmp_path / "a.png", exif=exif)
+    for channels in (1, 3):
+        small, whole = (
+            read_picture(tmp_path / name, (channels, 28, 28), fit).astype(int)
+            for name in ("a.jpg", "a.png")
+        )
+        assert np.abs(small - whole).max() <= 2
+
+
 def test_many_pictures_come_in_order_and_in_bounds_from_all_cores(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -32,6 +32,7 @@ Fit = Literal["pad", "crop"]
 
 MAX_PIXELS = 50_000_000  # that a picture may unpack to
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+FINER = 2  # than asked for: what a larger JPEG is unpacked at, at least
 BLOCK_IMAGES, BLOCK_BYTES = 64, 4 << 20  # that a worker reads before it hands them over
 DAY_SECONDS = 86_400.0
 BLOCKS_AHEAD = 4  # of each worker: what is read but not taken yet stays in bounds
@@ -67,17 +68,22 @@ def read_picture(path: Path, shape: Sequence[int], fit: Fit = "pad") -> Bytes:
         DataError: as `opened`.
     """
     channels, height, width = shape
-    found = opened(path, channels)
+    found = opened(path, channels, FINER * max(height, width))
     if found.size != (width, height):
         found = _fitted(found, (width, height), fit)
     return np.array(found, np.uint8).reshape(height, width, channels).transpose(2, 0, 1)
 
 
-def opened(path: Path, channels: int) -> Image.Image:
+def opened(path: Path, channels: int, side: int | None = None) -> Image.Image:
     """A picture as it is, grey or in colour, 8 bits a channel.
 
     It is turned as its EXIF data say, what is transparent counts as white paper, and of several
     frames the first is taken.
+
+    Args:
+        path: of the file.
+        channels: 1: grey, 3: colour.
+        side: pixels that are enough for each side: a JPEG may come as small as that.
 
     Raises:
         DataError: missing, damaged, of no known format, of more than 50 million pixels, or
@@ -87,13 +93,16 @@ def opened(path: Path, channels: int) -> Image.Image:
         raise DataError(f"the model takes {channels} channels; pictures have 1 or 3")
     if not path.is_file():
         raise DataError(f"{path} is no file; give the path of a picture")
+    mode = "L" if channels == 1 else "RGB"
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with path.open("rb") as file, Image.open(file, formats=FORMATS) as picture:
                 if picture.width * picture.height > MAX_PIXELS:
                     raise Image.DecompressionBombError
-                return _converted(ImageOps.exif_transpose(picture), "L" if channels == 1 else "RGB")
+                if side is not None:
+                    picture.draft(mode, (side, side))
+                return _converted(ImageOps.exif_transpose(picture), mode)
     except Image.DecompressionBombError as error:
         raise DataError(f"{path} has more than {MAX_PIXELS:,} pixels; make it smaller") from error
     except Exception as error:
