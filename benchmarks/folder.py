@@ -75,7 +75,7 @@ def main() -> None:
                 f"{stage}: {chosen.images:,} images of {chosen.side} x {chosen.side} in "
                 f"{found.seconds:.1f} s, {chosen.images / found.seconds:,.0f} a second; "
                 f"{found.cores:.2f} cores in use or waited for, {found.cpu:.1f} s of processors; "
-                f"at most {found.proportional:.0f} MB (each process's resident pages: {found.resident:.0f})"
+                f"at most {found.proportional:.0f} MB ({found.resident:.0f} resident)"
             )
         kill_at_half(root, chosen.images)
         rest = measured(root, "preprocess")
