@@ -123,6 +123,15 @@ def test_a_picture_is_turned_as_exif_says_and_padded_or_cropped(tmp_path: Path) 
     assert read_picture(tmp_path / "a.png", SHAPE, "crop")[0][:6].min() > 150
 
 
+@pytest.mark.parametrize("size", [(10_000, 1), (1, 10_000), (5000, 2)])
+def test_a_picture_that_is_hardly_more_than_a_line_stays_one(
+    tmp_path: Path, size: tuple[int, int]
+) -> None:
+    found = read_picture(painted(tmp_path / "line.png", size=size), SHAPE)[0]
+    assert (found > 150).sum() == 16
+    assert (found == 0).sum() == 15 * 16
+
+
 @pytest.mark.parametrize("fit", ["pad", "crop"])
 def test_a_photograph_is_made_as_small_as_its_whole_self_would_be(
     tmp_path: Path, fit: picture.Fit

@@ -237,4 +237,6 @@ def _converted(picture: Image.Image, mode: str) -> Image.Image:
 def _fitted(picture: Image.Image, size: tuple[int, int], fit: Fit) -> Image.Image:
     if fit == "crop":
         return ImageOps.fit(picture, size, Image.Resampling.LANCZOS)
-    return ImageOps.pad(picture, size, Image.Resampling.LANCZOS, color=0)
+    scale = min(size[0] / picture.width, size[1] / picture.height)
+    width, height = (max(1, round(side * scale)) for side in picture.size)
+    return ImageOps.pad(picture.resize((width, height), Image.Resampling.LANCZOS), size, color=0)
