@@ -24,6 +24,7 @@ class Data(NamedTuple):
     test: Images
     mean: float
     std: float
+    classes: int = 10
 
 
 def folder() -> Path:

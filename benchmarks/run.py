@@ -26,6 +26,7 @@ from pathlib import Path
 import torch
 
 import baselines
+import folder
 import mnist
 from accuracy import measure
 from digits.training.device import prepare
@@ -253,6 +254,38 @@ def preprocess_memory() -> list[Figure]:
     ]
 
 
+def own_images(images: int) -> list[Figure]:
+    """A folder of JPEGs of 200 x 200 through preprocess, undisturbed and killed at half."""
+    with folder.generated(images, side=200, size=28, channels=1) as root:
+        folder.measured(root, "download")
+        whole = folder.measured(root, "preprocess")
+        folder.kill_at_half(root, images)
+        rest = folder.measured(root, "preprocess")
+    cores = len(os.sched_getaffinity(0))
+    return [
+        Figure(
+            f"preprocess of {images:,} pictures: peak memory (MB)",
+            whole.proportional,
+            500.0,
+            f"shares of all its processes; their resident pages {whole.resident:.0f} MB",
+        ),
+        Figure(
+            f"… cores in use or waited for, of {cores}",
+            whole.cores,
+            0.8 * cores,
+            f"{whole.seconds:.0f} s, {whole.cpu:.0f} s of processors: "
+            f"{1000 * whole.cpu / images:.2f} ms a picture",
+            higher_is_better=True,
+        ),
+        Figure(
+            "… going on after a kill at half / undisturbed",
+            rest.cpu / whole.cpu,
+            0.60,
+            f"{rest.cpu:.0f} s / {whole.cpu:.0f} s of processors",
+        ),
+    ]
+
+
 def _by_the_docs() -> tuple[float, dict[str, float]]:
     with tempfile.TemporaryDirectory() as folder, _mirror() as address:
         project = Path(folder, "project")
@@ -441,6 +474,7 @@ WHOLE: tuple[Callable[[], list[Figure]], ...] = (
     partial(tracking_in_the_loop, 3),
     partial(nothing_to_do, 7),
     preprocess_memory,
+    partial(own_images, 100_000),
 )
 QUICK: tuple[Callable[[], list[Figure]], ...] = (  # in three minutes tracking can't be told apart
     partial(epoch, 1, images=12_000),
@@ -450,6 +484,7 @@ QUICK: tuple[Callable[[], list[Figure]], ...] = (  # in three minutes tracking c
     partial(pipelines, 1, with_untracked=False),
     partial(nothing_to_do, 3),
     preprocess_memory,
+    partial(own_images, 20_000),
 )
 
 

@@ -10,9 +10,11 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import PIL
 from tqdm import tqdm
 
 from digits.data import dataset, description, folder, raw
@@ -20,7 +22,7 @@ from digits.data.dataset import Facts, Labels, PixelFacts, Split, label_type
 from digits.data.description import Description
 from digits.data.folder import SPLITS
 from digits.data.formats import CURE
-from digits.data.picture import Fit, read_pictures
+from digits.data.picture import Fit, forget, read_resumably
 from digits.data.raw import TEST_SEED, Bytes, Raw
 from digits.data.split import (
     Indices,
@@ -34,10 +36,10 @@ from digits.data.split import (
 )
 from digits.data.storage import write_document
 from digits.errors import DataError
-from digits.params import FOLDER, Params, Preprocess
+from digits.params import FOLDER, Folder, Params, Preprocess
 from digits.paths import Paths, State
 from splice import Join
-from splice.files import written_whole
+from splice.files import digest, md5, written_whole
 
 NAMED = 3  # unreadable pictures, of however many
 LINE_SECONDS = 10.0  # between two lines on progress where there is no terminal
@@ -51,15 +53,18 @@ class Made(NamedTuple):
     shared: int
 
 
-def main(params: Params, paths: Paths, _state: State, _join: Join) -> None:
+def main(params: Params, paths: Paths, state: State, _join: Join) -> None:
     """Check, split, measure and write.
 
     Raises:
         DataError: a raw file is missing, damaged, or not what it should be.
     """
     known = description.read(paths.raw)
-    make = _from_pictures if known.name == FOLDER else _from_files
-    counts, pixels, shared = make(known, params, paths)
+    kept = state.pictures / _identity(params, paths)
+    if known.name == FOLDER:
+        counts, pixels, shared = _from_pictures(known, params, paths, kept)
+    else:
+        counts, pixels, shared = _from_files(known, params, paths)
     write_document(
         paths.processed / "statistics.json",
         {
@@ -73,8 +78,17 @@ def main(params: Params, paths: Paths, _state: State, _join: Join) -> None:
             "test_images_also_in_train": shared,
         },
     )
+    forget(kept)
     sizes = ", ".join(f"{name} {sum(values):,}" for name, values in counts.items())
     stage.say("preprocess", f"{known.name}: {sizes} images; {shared} of test also in train")
+
+
+def _identity(params: Params, paths: Paths) -> str:
+    """The hash of all that decides what is read of pictures, and in which order."""
+    fields = params.flat("folder", "preprocess")
+    del fields["folder.skip_unreadable"]
+    raw = md5(paths.raw / description.NAME)
+    return digest([raw, fields, stage.code(), PIL.__version__])[:32]
 
 
 def _from_files(known: Description, params: Params, paths: Paths) -> Made:
@@ -116,8 +130,10 @@ def _pixels(measured: tuple[float, float], params: Preprocess, facts: Facts) -> 
     return PixelFacts(facts.dataset, facts.classes, mean, std)
 
 
-def _from_pictures(known: Description, params: Params, paths: Paths) -> Made:
+def _from_pictures(known: Description, params: Params, paths: Paths, kept: Path) -> Made:
     """The pictures pass through memory once, so there may be more than fit into it."""
+    if kept.exists():
+        stage.say("preprocess", "going on with the pictures that were not read yet")
     number = {name: label for label, name in enumerate(known.classes)}
     classes = [number[folder.class_of(name)] for name in known.files]
     labels = np.array(classes, label_type(len(number)))
@@ -129,7 +145,9 @@ def _from_pictures(known: Description, params: Params, paths: Paths) -> Made:
     with ExitStack() as stack:  # all three splits are written, or none
         show = stack.enter_context(_progress(len(labels)))
         for name in SPLITS:
-            reader = readers[name] = _Reader(known, labels, drawn[name], params, paths, show)
+            files = _listed(known, drawn[name], paths.root / params.folder.path)
+            reader = _Reader(files, labels[drawn[name]], params.folder, kept / name, show)
+            readers[name] = reader
             rest = partial(reader.rest, facts, params.preprocess if name == "train" else None)
             aside = stack.enter_context(written_whole(paths.split(name)))
             dataset.write_growing(aside, reader.blocks(), facts, rest)
@@ -158,6 +176,12 @@ def _drawn(known: Description, labels: Labels, params: Params) -> dict[str, Indi
     return dict(zip(SPLITS, (train, validation, test), strict=True))
 
 
+def _listed(known: Description, drawn: Indices, images: Path) -> list[tuple[Path, str]]:
+    """The paths of images, and the MD5 of each."""
+    files = list(known.files.items())
+    return [(images / files[i][0], files[i][1]) for i in drawn]
+
+
 def _count(labels: Labels, known: Description) -> Indices:
     return np.bincount(labels, minlength=len(known.classes))
 
@@ -178,19 +202,15 @@ class _Reader:
 
     def __init__(
         self,
-        known: Description,
+        files: list[tuple[Path, str]],
         labels: Labels,
-        drawn: Indices,
-        params: Params,
-        paths: Paths,
+        folder: Folder,
+        kept: Path,
         show: Callable[[int], None],
     ) -> None:
-        names = list(known.files)
-        images = paths.root / params.folder.path
-        self.files = [(images / names[i], known.files[names[i]]) for i in drawn]
-        self.labels, self.show = labels[drawn], show
-        self.shape = params.folder.channels, params.folder.size, params.folder.size
-        self.fit: Fit = params.folder.fit
+        self.files, self.labels, self.kept, self.show = files, labels, kept, show
+        self.shape = folder.channels, folder.size, folder.size
+        self.fit: Fit = folder.fit
         self.readable: list[bool] = []
         self.reasons: list[str] = []
         self.digests: list[bytes] = []
@@ -199,7 +219,7 @@ class _Reader:
     def blocks(self) -> Iterator[Bytes]:
         """The images that can be read, uint8 `[n, channels, height, width]`."""
         yield np.empty((0, *self.shape), np.uint8)
-        for block in read_pictures(self.files, self.shape, self.fit):
+        for block in read_resumably(self.files, self.shape, self.fit, self.kept):
             stage.stop_if_orphaned()
             self.readable += block.readable
             self.reasons += block.reasons
@@ -239,11 +259,13 @@ def _report_unreadable(readers: Mapping[str, _Reader], skip: bool) -> None:
 
 def _report_balance(images: Indices, known: Description) -> None:
     few, most = int(images.argmin()), int(images.argmax())
-    stage.say(
-        "preprocess",
-        f"classes have {images[few]:,} ({known.classes[few]}) to {images[most]:,} "
-        f"({known.classes[most]}) images: {images[most] / images[few]:.1f} times as many",
-    )
+    said = f"every class has {images[few]:,} images"
+    if few != most:
+        said = (
+            f"classes have {images[few]:,} ({known.classes[few]}) to {images[most]:,} "
+            f"({known.classes[most]}) images: {images[most] / images[few]:.1f} times as many"
+        )
+    stage.say("preprocess", said)
 
 
 @contextmanager

@@ -18,7 +18,6 @@ from digits.errors import DataError, ParameterError
 from digits.model import weights
 from digits.params import Params
 from digits.paths import Paths, State
-from digits.training import checkpoint
 from digits.training.checkpoint import Checkpoint
 from digits.training.device import Machine, prepare
 from digits.training.engine import Engine, for_training
@@ -130,7 +129,7 @@ def _identity(
     return {
         "train": asdict(params.train),
         "data": hashes,
-        "code": checkpoint.code(),
+        "code": stage.code(),
         "torch": str(torch.__version__),
         "engine": engine.name,
         "machine": [str(part) for part in machine] if engine.name == "torch" else [],

@@ -74,3 +74,8 @@ class State:
     def checkpoints(self) -> Path:
         """Where an interrupted training left off."""
         return self.root / ".digits" / "checkpoints"
+
+    @property
+    def pictures(self) -> Path:
+        """What an interrupted preprocess has read of a folder of images."""
+        return self.root / ".digits" / "pictures"

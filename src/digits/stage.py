@@ -1,5 +1,6 @@
 """How every stage runs: a user's error is one line and an exit code, never a traceback."""
 
+import hashlib
 import os
 import signal
 import sys
@@ -109,6 +110,24 @@ def say(name: str, message: str) -> None:
 def runs_in_dvc() -> bool:
     """Whether DVC runs this stage, and will record its outputs."""
     return "DVC_STAGE" in os.environ
+
+
+def code() -> dict[str, str]:
+    """The hashes of this project's modules that the running process has imported, with their C.
+
+    By name and content, so the same code in another folder is the same code.
+    """
+    source = Path(__file__).resolve().parents[1]
+    named = (getattr(module, "__file__", None) for module in list(sys.modules.values()))
+    files = {Path(str(name)) for name in named if name}
+    folders = {folder: folder.resolve() for folder in {path.parent for path in files}}
+    ours = [folders[path.parent] / path.name for path in files]
+    ours = [path.resolve() for path in ours if source in path.parents and path.is_file()]
+    ours += [file for folder in {path.parent for path in ours} for file in folder.glob("*.c")]
+    return {
+        path.relative_to(source).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(ours)
+    }
 
 
 def stop_if_orphaned() -> None:

@@ -14,7 +14,7 @@ from PIL import Image
 
 from digits.data import dataset, folder, picture
 from digits.data.dataset import Facts, PixelFacts
-from digits.data.picture import read_picture, read_pictures
+from digits.data.picture import read_picture, read_pictures, read_resumably
 from digits.errors import DataError
 from splice.files import md5
 
@@ -123,6 +123,33 @@ def test_a_picture_is_turned_as_exif_says_and_padded_or_cropped(tmp_path: Path) 
     assert read_picture(tmp_path / "a.png", SHAPE, "crop")[0][:6].min() > 150
 
 
+@pytest.mark.parametrize("size", [(10_000, 1), (1, 10_000), (5000, 2)])
+def test_a_picture_that_is_hardly_more_than_a_line_stays_one(
+    tmp_path: Path, size: tuple[int, int]
+) -> None:
+    found = read_picture(painted(tmp_path / "line.png", size=size), SHAPE)[0]
+    assert (found > 150).sum() == 16
+    assert (found == 0).sum() == 15 * 16
+
+
+@pytest.mark.parametrize("fit", ["pad", "crop"])
+def test_a_photograph_is_made_as_small_as_its_whole_self_would_be(
+    tmp_path: Path, fit: picture.Fit
+) -> None:
+    dice = np.random.default_rng(1)
+    soft = Image.fromarray(dice.integers(0, 256, (6, 8, 3), np.uint8)).resize((800, 600))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    soft.save(tmp_path / "a.jpg", quality=90, exif=exif)
+    Image.open(tmp_path / "a.jpg").save(tmp_path / "a.png", exif=exif)
+    for channels in (1, 3):
+        small, whole = (
+            read_picture(tmp_path / name, (channels, 28, 28), fit).astype(int)
+            for name in ("a.jpg", "a.png")
+        )
+        assert np.abs(small - whole).max() <= 2
+
+
 def test_many_pictures_come_in_order_and_in_bounds_from_all_cores(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -138,6 +165,31 @@ def test_many_pictures_come_in_order_and_in_bounds_from_all_cores(
     ]
     with pytest.raises(DataError, match=r"2\.png has changed since the download stage"):
         list(read_pictures([(paths[2], md5(paths[3]))], SHAPE, "pad"))
+
+
+def test_what_was_kept_of_pictures_is_taken_while_whole_and_read_again_where_it_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(picture, "BLOCK_IMAGES", 2)
+    monkeypatch.setattr(picture, "_cores", lambda: 1)
+    paths = [painted(tmp_path / f"{n}.png", (9 * n, 0, 0), size=(4, 4)) for n in range(5)]
+    paths[1].write_bytes(b"no picture")
+    files = [(path, md5(path)) for path in paths]
+
+    def read() -> list[object]:
+        blocks = list(read_resumably(files, (3, 4, 4), "pad", tmp_path / "kept"))
+        images = np.concatenate([block.images for block in blocks]).tolist()
+        return [images, *([block[1:] for block in blocks])]
+
+    once = read()
+    paths[0].unlink()
+    assert read() == once
+    kept = tmp_path / "kept/2.safetensors"
+    whole = kept.read_bytes()
+    for place in range(0, len(whole), 9):
+        kept.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        assert read() == once
+        assert kept.read_bytes() == whole
 
 
 @pytest.mark.parametrize("classes", [2, 256, 257, 1000])

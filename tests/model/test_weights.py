@@ -11,10 +11,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from digits import stage
 from digits.errors import DataError
 from digits.model import weights
 from digits.model.net import Net
-from digits.training import checkpoint
 from digits.training.checkpoint import Checkpoint
 from splice.files import digest
 
@@ -147,6 +147,6 @@ def test_a_checkpoint_with_any_byte_changed_is_refused(
 
 
 def test_the_hashes_of_the_code_are_by_name_and_of_this_project_alone() -> None:
-    code = checkpoint.code()
+    code = stage.code()
     assert "digits/training/checkpoint.py" in code
     assert not any(name.startswith(("/", "..")) for name in code)

@@ -20,8 +20,8 @@ import torch
 
 from conftest import Project, once
 from delivered import ONCE, delivered
+from digits import stage
 from digits.errors import DataError
-from digits.training import checkpoint
 from digits.training.checkpoint import KEPT, Checkpoint
 from journals import delivered_bytes
 from machine import WAIT_SECONDS, family, is_saved, started, training, until
@@ -165,9 +165,9 @@ def test_a_training_that_dvc_was_killed_before_recording_is_not_trained_again(
 def test_the_code_of_a_training_is_files_of_this_project_wherever_one_stands(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    source = Path(checkpoint.__file__).parents[2]
+    source = Path(stage.__file__).parents[1]
     monkeypatch.chdir(source)
-    assert all((source / name).is_file() for name in checkpoint.code())
+    assert all((source / name).is_file() for name in stage.code())
 
 
 def test_a_finished_checkpoint_is_kept_until_dvc_has_recorded_its_model(tmp_path: Path) -> None:

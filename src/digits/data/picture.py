@@ -2,13 +2,16 @@
 
 import logging
 import os
+import shutil
 import signal
 import threading
+import time
 import warnings
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from functools import partial
 from math import prod
 from multiprocessing import get_context, parent_process
@@ -19,15 +22,19 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps
 
-from digits.errors import DataError
-from splice.files import md5
+from digits.data.split import image_digest
+from digits.data.storage import read_arrays, write_arrays
+from digits.errors import DataError, UserError
+from splice.files import digest, md5
 
 Bytes = npt.NDArray[np.uint8]
 Fit = Literal["pad", "crop"]
 
 MAX_PIXELS = 50_000_000  # that a picture may unpack to
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+FINER = 2  # than asked for: what a larger JPEG is unpacked at, at least
 BLOCK_IMAGES, BLOCK_BYTES = 64, 4 << 20  # that a worker reads before it hands them over
+DAY_SECONDS = 86_400.0
 BLOCKS_AHEAD = 4  # of each worker: what is read but not taken yet stays in bounds
 
 logging.getLogger("PIL").setLevel(logging.CRITICAL)  # what is wrong is said once, by us
@@ -61,17 +68,22 @@ def read_picture(path: Path, shape: Sequence[int], fit: Fit = "pad") -> Bytes:
         DataError: as `opened`.
     """
     channels, height, width = shape
-    found = opened(path, channels)
+    found = opened(path, channels, FINER * max(height, width))
     if found.size != (width, height):
         found = _fitted(found, (width, height), fit)
     return np.array(found, np.uint8).reshape(height, width, channels).transpose(2, 0, 1)
 
 
-def opened(path: Path, channels: int) -> Image.Image:
+def opened(path: Path, channels: int, side: int | None = None) -> Image.Image:
     """A picture as it is, grey or in colour, 8 bits a channel.
 
     It is turned as its EXIF data say, what is transparent counts as white paper, and of several
     frames the first is taken.
+
+    Args:
+        path: of the file.
+        channels: 1: grey, 3: colour.
+        side: pixels that are enough for each side: a JPEG may come as small as that.
 
     Raises:
         DataError: missing, damaged, of no known format, of more than 50 million pixels, or
@@ -81,13 +93,16 @@ def opened(path: Path, channels: int) -> Image.Image:
         raise DataError(f"the model takes {channels} channels; pictures have 1 or 3")
     if not path.is_file():
         raise DataError(f"{path} is no file; give the path of a picture")
+    mode = "L" if channels == 1 else "RGB"
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with path.open("rb") as file, Image.open(file, formats=FORMATS) as picture:
                 if picture.width * picture.height > MAX_PIXELS:
                     raise Image.DecompressionBombError
-                return _converted(ImageOps.exif_transpose(picture), "L" if channels == 1 else "RGB")
+                if side is not None:
+                    picture.draft(mode, (side, side))
+                return _converted(ImageOps.exif_transpose(picture), mode)
     except Image.DecompressionBombError as error:
         raise DataError(f"{path} has more than {MAX_PIXELS:,} pixels; make it smaller") from error
     except Exception as error:
@@ -130,6 +145,49 @@ def read_pictures(
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def read_resumably(
+    files: Sequence[tuple[Path, str]], shape: tuple[int, int, int], fit: Fit, kept: Path
+) -> Iterator[Block]:
+    """As `read_pictures`, but each block is kept: called again, it goes on behind those it has.
+
+    Args:
+        files: as `read_pictures`.
+        shape: as `read_pictures`.
+        fit: as `read_pictures`.
+        kept: a folder for these arguments alone. What can't be kept there is read once more.
+    """
+    done = 0
+    with suppress(DataError, LookupError):  # there is no next one, or it is damaged
+        while done < len(files):
+            arrays, said = read_arrays(kept / f"{done}.safetensors")
+            block = Block(arrays["images"], arrays["readable"].tolist(), said["reasons"])
+            if said["digest"] != _digest(block):
+                break
+            yield block
+            done += len(block.readable)
+    for block in read_pictures(files[done:], shape, fit):
+        with suppress(UserError):
+            arrays = {"images": block.images, "readable": np.array(block.readable)}
+            said = {"reasons": block.reasons, "digest": _digest(block)}
+            write_arrays(kept / f"{done}.safetensors", arrays, said)
+        yield block
+        done += len(block.readable)
+
+
+def _digest(block: Block) -> str:
+    """The hash of all that a block holds: safetensors itself has none."""
+    shape, pixels = list(block.images.shape), image_digest(block.images).hex()
+    return digest([shape, pixels, block.readable, block.reasons])
+
+
+def forget(kept: Path) -> None:
+    """Remove what was kept of pictures that are read, and beside it what is a day old."""
+    for folder in kept.parent.glob("*"):
+        with suppress(FileNotFoundError):  # another process was faster
+            if folder == kept or time.time() - folder.stat().st_mtime > DAY_SECONDS:
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def _cores() -> int:
@@ -179,4 +237,6 @@ def _converted(picture: Image.Image, mode: str) -> Image.Image:
 def _fitted(picture: Image.Image, size: tuple[int, int], fit: Fit) -> Image.Image:
     if fit == "crop":
         return ImageOps.fit(picture, size, Image.Resampling.LANCZOS)
-    return ImageOps.pad(picture, size, Image.Resampling.LANCZOS, color=0)
+    scale = min(size[0] / picture.width, size[1] / picture.height)
+    width, height = (max(1, round(side * scale)) for side in picture.size)
+    return ImageOps.pad(picture.resize((width, height), Image.Resampling.LANCZOS), size, color=0)

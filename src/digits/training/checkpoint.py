@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,24 +14,6 @@ from digits.model import weights
 
 KEPT = 20  # checkpoints of interrupted trainings; about 5 MB each
 FINISHED = ".finished"  # suffix of one whose training came to its end
-
-
-def code() -> dict[str, str]:
-    """The hashes of this project's modules that the running process has imported, with their C.
-
-    By name and content, so the same code in another folder is the same code.
-    """
-    source = Path(__file__).resolve().parents[2]
-    named = (getattr(module, "__file__", None) for module in list(sys.modules.values()))
-    files = {Path(str(name)) for name in named if name}
-    folders = {folder: folder.resolve() for folder in {path.parent for path in files}}
-    ours = [folders[path.parent] / path.name for path in files]
-    ours = [path.resolve() for path in ours if source in path.parents and path.is_file()]
-    ours += [file for folder in {path.parent for path in ours} for file in folder.glob("*.c")]
-    return {
-        path.relative_to(source).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(ours)
-    }
 
 
 @dataclass(frozen=True)
