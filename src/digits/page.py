@@ -93,10 +93,10 @@ def write(config: Config, names: Sequence[str], out: Path) -> None:
 @contextmanager
 def _reports(config: Config, name: str) -> Iterator[Path]:
     """A folder with what there is of a result's reports/; files that are nowhere are missing."""
-    known = compare.in_git(config, [name])
     if name == compare.WORKSPACE:
         yield config.root / "reports"
         return
+    known = compare.in_git(config, [name])
     with TemporaryDirectory() as temporary:
         if name in known:
             _take_from_dvc(config, str(known[name][0]), Path(temporary))
