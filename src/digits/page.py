@@ -185,7 +185,11 @@ def _draw(axes: Axes, result: Shown, what: str, unit: float, place: int) -> None
     colour, marker = COLOURS[place % len(COLOURS)], MARKERS[place % len(MARKERS)]
     for split, line in (("train", "--"), ("validation", "-")):
         values = result.epochs[f"{split}_{what}"]
-        points = [(x, unit * y) for x, y in zip(result.epochs["epoch"], values, strict=True) if y]
+        points = [
+            (x, unit * y)
+            for x, y in zip(result.epochs["epoch"], values, strict=True)
+            if y is not None
+        ]
         if points:
             axes.plot(
                 *zip(*points, strict=True),
