@@ -17,7 +17,7 @@ EMPTY := : > $(MARK) && find .venv -mindepth 1 -maxdepth 1 ! -path $(MARK) -exec
 MADE_ELSEWHERE := $(shell [ "$$(cat $(MARK) 2>/dev/null)" = "$$(pwd -P)" ] || echo made-elsewhere)
 
 .PHONY: help setup repro recipe original sync test check format lock ui bench kills outages races
-.PHONY: experiments fuzz rename clean made-elsewhere
+.PHONY: experiments report fuzz rename clean made-elsewhere
 
 help:                       ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 12
@@ -58,6 +58,9 @@ original: recipe            ## the recipe original
 experiments: setup          ## DVC's experiments: their scores, and the parameters that differ
 	$(BIN)/python -m dvc exp show --no-pager --hide-workspace --only-changed --keep 'test\.(accuracy|loss)' \
 	  --drop 'Created|(train|validation)\.(accuracy|loss)|test\.[^al].*|.*/.*'
+
+report: setup               ## report.html of the result here: RESULTS="main my-experiment" compares
+	$(BIN)/python -m digits.cli report $(RESULTS)
 
 sync: setup                 ## deliver to MLflow what it doesn't have yet
 	$(BIN)/python -m splice.cli sync

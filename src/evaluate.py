@@ -14,7 +14,7 @@ import torch
 from digits.data import dataset
 from digits.data.dataset import Split
 from digits.errors import DataError, DeviceError
-from digits.evaluation import report
+from digits.evaluation import card, report
 from digits.model.net import Net
 from digits.model.weights import load_net
 from digits.params import Params
@@ -34,6 +34,7 @@ def main(params: Params, paths: Paths, _state: State, join: Join) -> None:
     device = choose_device(params.evaluate.device, "evaluate.device")
     test = dataset.read(paths.split("test"))
     net, description = load_net(paths.model)
+    origin, history = card.origin(paths), History.read(paths)
     _refuse_what_does_not_fit(test, description, paths)
 
     output = _answers(net, test, device, params.evaluate.batch_size)
@@ -45,11 +46,12 @@ def main(params: Params, paths: Paths, _state: State, join: Join) -> None:
         paths,
         test,
         output.cpu().double().numpy(),
-        History.read(paths),
+        history,
         _first_filters(net),
         params.evaluate,
         join.identity(),
     )
+    card.write(paths, origin, description, history)
     stage.say(
         "evaluate",
         f"{test.facts.dataset}: test accuracy {metrics['accuracy']:.2%}, "

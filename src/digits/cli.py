@@ -10,12 +10,14 @@ import splice.errors
 from digits.errors import DataError, ParameterError
 from digits.paths import ROOT, Paths
 from splice.command_line import commands_of
+from splice.compare import WORKSPACE
 
 EXAMPLES = {  # the arguments of one for each command's help
     "predict": "seven.png scan.jpg",
     "check": "",
     "data": "",
     "recipe": "fast",
+    "report": "main my-experiment --out comparison.html",
 }
 
 if TYPE_CHECKING:
@@ -54,6 +56,18 @@ def _parser() -> argparse.ArgumentParser:
     recipe = add("recipe", help="run the pipeline as one of recipes/ says")
     recipe.add_argument("name", metavar="NAME", help="of a file in recipes/")
     recipe.set_defaults(run=_recipe)
+    report = add("report", help="one HTML page of a result, or of several side by side")
+    report.add_argument(
+        "results",
+        nargs="*",
+        default=[WORKSPACE],
+        metavar="REV|RUN",
+        help="as of `splice compare`; none: the workspace",
+    )
+    report.add_argument(
+        "--out", type=Path, default=Path("report.html"), metavar="FILE", help="default: %(default)s"
+    )
+    report.set_defaults(run=_report)
     return parser
 
 
@@ -109,6 +123,14 @@ def _in_words(guesses: "list[Guess]", sure: float) -> str:
     if len(guesses) == 1:
         text += f", else {guesses[0].runner_up} ({guesses[0].runner_up_probability:.1%})"
     return text if min(guess.probability for guess in guesses) >= sure else f"not known: {text}"
+
+
+def _report(arguments: argparse.Namespace) -> None:
+    from digits import page
+    from splice import Config
+
+    page.write(Config.read(ROOT), arguments.results, arguments.out)
+    print(arguments.out.resolve().as_uri())
 
 
 def _check(_arguments: argparse.Namespace) -> None:

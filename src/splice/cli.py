@@ -344,15 +344,7 @@ def _compare(arguments: argparse.Namespace, config: Config) -> None:
 
     names = arguments.results or ["HEAD"]
     names = names if len(names) > 1 else [*names, compare.WORKSPACE]
-    known = compare.in_git(config, names)
-    if all(name in known for name in names):
-        results = [compare.from_dvc(config, name, known[name][0]) for name in names]
-    else:
-        with _store(config) as store:
-            results = [
-                compare.from_mlflow(config, store, name, known.get(name, (None, ""))[1])
-                for name in names
-            ]
+    results = compare.read(config, names)
     if arguments.json:
         print(json.dumps([result._asdict() for result in results], indent=2))
     else:
@@ -401,15 +393,10 @@ def _refuse_if_taken(host: str, port: int) -> None:
 
 @contextmanager
 def _store(config: Config) -> Iterator["Store"]:
-    from splice.errors import Unreachable
-    from splice.mlflow_store import FAILURES, as_failure, connect
+    from splice.mlflow_store import opened  # slow
 
-    try:
-        yield connect(config)
-    except Unreachable as error:
-        raise UserError(f"{redact(config.store)}: {error}") from error
-    except FAILURES as error:
-        raise UserError(f"{redact(config.store)}: {as_failure(error)}") from error
+    with opened(config) as store:
+        yield store
 
 
 if __name__ == "__main__":

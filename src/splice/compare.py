@@ -36,6 +36,37 @@ class Result(NamedTuple):
     metrics: dict[str, float]
 
 
+class Row(NamedTuple):
+    """A line of a comparison: a text for each result, and which of them are the best.
+
+    Attributes:
+        key: the name of a parameter or number.
+        texts: of each result.
+        best: whether that of each result is.
+        change: from the first to the second of two numbers, else empty.
+    """
+
+    key: str
+    texts: list[str]
+    best: list[bool]
+    change: str = ""
+
+
+def read(config: Config, names: Sequence[str]) -> list[Result]:
+    """The results of these names, all from DVC or all from MLflow.
+
+    Raises:
+        UserError: one names nothing, or more than one run; or MLflow fails.
+    """
+    known = in_git(config, names)
+    if len(known) == len({*names}):
+        return [from_dvc(config, name, known[name][0]) for name in names]
+    from splice.mlflow_store import opened
+
+    with opened(config) as store:
+        return [from_mlflow(config, store, name, known.get(name, (None, ""))[1]) for name in names]
+
+
 def in_git(config: Config, names: Iterable[str]) -> dict[str, tuple[str | None, str]]:
     """The commit (None for the workspace) and the model's hash, of those names that git knows."""
     found: dict[str, tuple[str | None, str]] = {}
@@ -97,16 +128,10 @@ def show(config: Config, results: Sequence[Result]) -> None:
     """Print the table: as wide as the terminal, or as it needs where there is none.
 
     Raises:
-        UserError: there is no number in any of the results.
+        UserError: as `rows`.
     """
     from rich.console import Console
 
-    if not any(result.metrics for result in results):
-        names = ", ".join(result.name for result in results)
-        raise UserError(
-            f"there are no numbers of {names} here; `dvc repro` makes them, `dvc fetch` brings "
-            "those that were pushed"
-        )
     Console(width=None if sys.stdout.isatty() else ANY_WIDTH).print(_table(config, results))
     for result in results:
         if not result.metrics:
@@ -124,22 +149,48 @@ def _table(config: Config, results: Sequence[Result]) -> "Table":
     pair = len(results) == 2
     if pair:
         table.add_column("change", justify="right")
-    params = _differing([result.params for result in results])
-    for key in params:
-        table.add_row(key, *(Text(_text(result.params.get(key))) for result in results))
+    params, numbers = rows(config, results)
+    for row in params:
+        table.add_row(row.key, *map(Text, row.texts))
     if params:
         table.add_row()
-    for key in _shown(config, results):
-        values = [result.metrics.get(key) for result in results]
-        best = _best(config, key, values)
+    for row in numbers:
         cells = [
-            Text(f"{_text(value)}{BEST}", "bold green")
-            if value is not None and value == best
-            else Text(f"{_text(value)} ")
-            for value in values
+            Text(f"{text}{BEST}", "bold green") if best else Text(f"{text} ")
+            for text, best in zip(row.texts, row.best, strict=True)
         ]
-        table.add_row(key, *cells, *([_change(*values)] if pair else []))
+        table.add_row(row.key, *cells, *([row.change] if pair else []))
     return table
+
+
+def rows(config: Config, results: Sequence[Result]) -> tuple[list[Row], list[Row]]:
+    """The parameters that differ; and the numbers, first those that `splice ui` shows.
+
+    Raises:
+        UserError: there is no number in any of the results.
+    """
+    if not any(result.metrics for result in results):
+        names = ", ".join(result.name for result in results)
+        raise UserError(
+            f"there are no numbers of {names} here; `dvc repro` makes them, `dvc fetch` brings "
+            "those that were pushed"
+        )
+    params = [
+        Row(key, [_text(result.params.get(key)) for result in results], [False] * len(results))
+        for key in _differing([result.params for result in results])
+    ]
+    return params, [_number(config, key, results) for key in _shown(config, results)]
+
+
+def _number(config: Config, key: str, results: Sequence[Result]) -> Row:
+    values = [result.metrics.get(key) for result in results]
+    best = _best(config, key, values)
+    return Row(
+        key,
+        [_text(value) for value in values],
+        [value is not None and value == best for value in values],
+        _change(*values) if len(values) == 2 else "",
+    )
 
 
 def _differing(of_each: Sequence[dict[str, Any]]) -> list[str]:
@@ -148,9 +199,10 @@ def _differing(of_each: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def _shown(config: Config, results: Sequence[Result]) -> list[str]:
-    """First the metrics that `splice ui` shows, then what differs."""
-    differing = _differing([result.metrics for result in results])
+    """First the metrics that `splice ui` shows, then what differs; of a single result, all."""
     known = {key for result in results for key in result.metrics}
+    differing = _differing([result.metrics for result in results])
+    differing = differing if len(results) > 1 else sorted(known)
     first = [key.replace("/", ".") for key in config.columns or [config.registry.metric]]
     return [*dict.fromkeys([key for key in first if key in known] + differing)] or sorted(known)
 

@@ -10,7 +10,8 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote
@@ -432,6 +433,10 @@ class Store:
         with tempfile.TemporaryDirectory() as folder:
             return Path(self.client.download_artifacts(run_id, name, folder)).read_bytes()
 
+    def download(self, run_id: str, folder: Path) -> None:
+        """Bring all files of a run into a folder."""
+        self.client.download_artifacts(run_id, "", str(folder))
+
     def artifact_address(self, run_id: str, name: str) -> str:
         """Where a run's file is, as its description links to it in MLflow's pages."""
         return f"get-artifact?path={quote(name)}&run_uuid={run_id}"
@@ -539,6 +544,21 @@ def _if_there(get: Callable[..., Found], *which: str) -> Found | None:
         if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             return None
         raise
+
+
+@contextmanager
+def opened(config: Config) -> Iterator[Store]:
+    """The store, for what somebody waits for: a failure of it is one line.
+
+    Raises:
+        UserError: it isn't there, or refuses.
+    """
+    try:
+        yield connect(config)
+    except Unreachable as error:
+        raise UserError(f"{redact(config.store)}: {error}") from error
+    except FAILURES as error:
+        raise UserError(f"{redact(config.store)}: {as_failure(error)}") from error
 
 
 def connect(config: Config) -> Store:

@@ -67,6 +67,7 @@ EVERY: list[Damage] = [gone, empty, cut_short, a_folder, a_link_to_nowhere, a_pa
 RAW = "data/raw/mnist_5k.csv.gz"
 TRAIN, TEST = "data/processed/train.safetensors", "data/processed/test.safetensors"
 MODEL, STEPS = "models/net.safetensors", "reports/history/steps.csv"
+STATISTICS = "data/processed/statistics.json"
 CASES: list[tuple[str, str, Damage]] = [
     *(("download", "params.yaml", damage) for damage in EVERY),
     *(("preprocess", "data/raw/dataset.json", damage) for damage in EVERY),
@@ -75,6 +76,7 @@ CASES: list[tuple[str, str, Damage]] = [
     *(("evaluate", MODEL, damage) for damage in (gone, flipped_header, a_pickle)),
     *(("evaluate", TEST, damage) for damage in (empty, a_link_to_nowhere)),
     *(("evaluate", STEPS, damage) for damage in (a_page, gone)),
+    ("evaluate", STATISTICS, a_page),
 ]
 OUTPUTS = ("data", "models", "reports")
 REPORTS = [
@@ -83,6 +85,7 @@ REPORTS = [
     "evaluation.json",
     "confusion.csv",
     "mistakes.csv",
+    "model_card.md",
     "figures",
 ]
 WRITTEN = {

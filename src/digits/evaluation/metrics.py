@@ -1,5 +1,6 @@
 """How good a classifier is: every number of the evaluation, from log-probabilities and labels."""
 
+from math import sqrt
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -9,6 +10,7 @@ Floats = npt.NDArray[np.float64]
 Labels = npt.NDArray[np.unsignedinteger[Any]]
 
 DECIMALS = 6
+Z = 1.96  # standard deviations on either side that hold 95 % of a normal distribution
 
 
 def scores(log_probabilities: Floats, labels: Labels, *, calibration_bins: int) -> dict[str, Any]:
@@ -60,6 +62,13 @@ def calibration_error(log_probabilities: Floats, labels: Labels, bins: int) -> f
     found = confidence_bins(log_probabilities, labels, bins)
     gaps = np.abs(found.accuracy - found.confidence) * found.counts
     return float(gaps.sum() / len(labels))
+
+
+def accuracy_interval(accuracy: float, images: int) -> tuple[float, float]:
+    """The 95 % interval of an accuracy, 0..1, measured on so many images (E. Wilson, 1927)."""
+    spread = Z * sqrt(accuracy * (1 - accuracy) / images + (Z / images / 2) ** 2)
+    middle, scale = accuracy + Z**2 / images / 2, 1 + Z**2 / images
+    return (middle - spread) / scale, (middle + spread) / scale
 
 
 class Bins(NamedTuple):

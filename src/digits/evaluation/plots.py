@@ -40,7 +40,7 @@ mpl.rc("savefig", facecolor="none")
 
 def loss_curves(path: Path, history: History) -> None:
     """Training and validation loss by epoch on a log scale, each logged batch's behind them."""
-    figure, axes = _chart("Loss", "epoch", "loss (nats)")
+    figure, axes = chart("Loss", "epoch", "loss (nats)")
     steps, epochs = _columns(history.steps, STEP_COLUMNS), _columns(history.epochs, EPOCH_COLUMNS)
     an_epoch = epochs["step"][-1] / epochs["epoch"][-1]
     at = steps["step"] / an_epoch
@@ -55,7 +55,7 @@ def loss_curves(path: Path, history: History) -> None:
 
 def accuracy_curves(path: Path, history: History) -> None:
     """Training and validation accuracy by epoch."""
-    figure, axes = _chart("Accuracy", "epoch", "accuracy (%)")
+    figure, axes = chart("Accuracy", "epoch", "accuracy (%)")
     _by_epoch(axes, _columns(history.epochs, EPOCH_COLUMNS), "accuracy", 100)
     axes.legend()
     _save(figure, path)
@@ -63,7 +63,7 @@ def accuracy_curves(path: Path, history: History) -> None:
 
 def learning_rate(path: Path, history: History) -> None:
     """The learning rate by step."""
-    figure, axes = _chart("Learning rate", "step", "learning rate")
+    figure, axes = chart("Learning rate", "step", "learning rate")
     steps = _columns(history.steps, STEP_COLUMNS)
     axes.plot(steps["step"], steps["learning_rate"], _mark(steps["step"]), color=BLUE)
     axes.set_ylim(bottom=0)
@@ -151,7 +151,7 @@ def classes(path: Path, scores: dict[str, Floats], names: Sequence[str]) -> None
         title += f": the worst {WORST} of {len(names)}"
         worst = np.argsort(-(missed + wrong), kind="stable")[:WORST]
         missed, wrong, names = missed[worst], wrong[worst], [names[i] for i in worst]
-    figure, axes = _chart(title, "share (%)", "class")
+    figure, axes = chart(title, "share (%)", "class")
     figure.set_figheight(max(3.5, 0.3 * len(names) + 1.2))
     places = np.arange(len(names))
     axes.barh(places - 0.2, missed, 0.38, color=BLUE, label="missed, of its images")
@@ -214,7 +214,8 @@ def short(name: str) -> str:
     return name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 1] + "…"
 
 
-def _chart(title: str, x: str, y: str) -> tuple[Figure, Axes]:
+def chart(title: str, x: str, y: str) -> tuple[Figure, Axes]:
+    """An empty chart in the style of the house."""
     figure = Figure(figsize=(6.5, 3.8), layout="constrained")
     axes = figure.add_subplot()
     axes.set(title=title, xlabel=x, ylabel=y)
@@ -236,7 +237,12 @@ def _by_epoch(axes: Axes, epochs: dict[str, npt.NDArray[Any]], what: str, unit: 
                 ms=5,
                 label=f"{split}: {values[-1]:.4g} at the end",
             )
-    axes.set_xlim(0, 1.03 * epochs["epoch"][-1])
+    count_epochs(axes, epochs["epoch"][-1])
+
+
+def count_epochs(axes: Axes, last: float) -> None:
+    """Have the x axis count epochs, from the beginning to the last one."""
+    axes.set_xlim(0, 1.03 * last)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 

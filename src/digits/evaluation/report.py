@@ -41,6 +41,7 @@ FIGURES = (
     "mistakes",
 )
 FILTERS = "filters"  # of the first convolution, if the Net has one
+CARD = "model_card.md"
 BATCH = 1000  # images that a registered model is asked about at once
 
 OfClass = dict[str, dict[str, float]]  # by class name, then by score
@@ -117,13 +118,13 @@ def results(root: Path) -> Evaluation:
     """
     paths, params = Paths(root), load(Paths(root).params)
     test = dataset.read(paths.split("test"))
-    listed = dataset.data("test", test, "")
+    listed, files = dataset.data("test", test, ""), _artifacts(paths)
     return Evaluation(
         metrics=_written_numbers(paths),
         of=read_json(paths.reports / "evaluation.json"),
         params=params.flat("evaluate"),
-        files=_artifacts(paths),
-        note=_note(_written_numbers(paths), len(test)),
+        files=files,
+        note=_note(_written_numbers(paths), len(test), files),
         dataset=listed.name,
         arrays=listed.arrays,
         example=test.images[:2].tolist(),
@@ -189,7 +190,7 @@ def _flat(
     return flat | recalls
 
 
-def _note(metrics: Mapping[str, float], asked: int) -> str:
+def _note(metrics: Mapping[str, float], asked: int, files: Mapping[str, Path]) -> str:
     """A run's result in Markdown: a table of what counts most, and the figures."""
     return (
         f"| on {asked:,} test images | |\n|---|---|\n"
@@ -197,15 +198,25 @@ def _note(metrics: Mapping[str, float], asked: int) -> str:
         f"| loss | {metrics['test/loss']:.4f} nats |\n"
         f"| calibration error | {metrics['test/calibration_error']:.2%} |\n\n"
         "![Loss](figures/loss.png) ![Confusion](figures/confusion.png)\n\n"
-        + " · ".join(f"[{name.replace('_', ' ')}](figures/{name}.png)" for name in FIGURES)
+        + " · ".join(
+            f"[{Path(name).stem.replace('_', ' ')}]({name})"
+            for name in files
+            if not name.endswith((".csv", ".json"))
+        )
     )
 
 
 def _artifacts(paths: Paths) -> dict[str, Path]:
-    names = ("metrics.json", "classes.json", "confusion.csv", "mistakes.csv")
-    reports = {name: paths.reports / name for name in names}
-    figures = [*FIGURES, *([FILTERS] if paths.figure(FILTERS).exists() else [])]
-    return reports | {f"figures/{name}.png": paths.figure(name) for name in figures}
+    names = ["metrics.json", "classes.json", "confusion.csv", "mistakes.csv"]
+    if (paths.reports / CARD).exists():  # results of earlier code have none
+        names.append(CARD)
+    names += [f"figures/{name}.png" for name in figures(paths)]
+    return {name: paths.reports / name for name in names}
+
+
+def figures(paths: Paths) -> list[str]:
+    """The names of the figures that an evaluation left."""
+    return [*FIGURES, *([FILTERS] if paths.figure(FILTERS).exists() else [])]
 
 
 def _trained(paths: Paths) -> Trained:
