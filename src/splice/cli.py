@@ -199,23 +199,26 @@ def _sync_history(arguments: argparse.Namespace, config: Config) -> None:
     from splice.checkout import cloned
 
     commits = provenance.history(config.root, arguments.since, arguments.experiments)
-    with _store(config) as store:
-        todo = [*history.unknown(config, commits, lambda md5: store.run_of_model(md5) is not None)]
-    if arguments.dry_run:
-        print(f"{len(todo)} results of the history have no run yet:" if todo else "nothing to do")
-        for past in todo:
-            print(f"  {past}")
-        return
-    skipped = []
+    skipped, count = [], 0
     with cloned(config.root) as clone:
         cache = clone.cache()
-        for past in tqdm(todo, unit=" results", disable=None):
+        with _store(config) as store:
+            todo = history.unknown(config, commits, store, cache)
+        if arguments.dry_run:
+            count = sum(len(past.hashes) for past in todo)
+            print(f"{count} results of the history have no run yet:" if todo else "nothing to do")
+            for past in todo:
+                print(f"  {past.at}")
+            return
+        for past in tqdm(todo, unit=" commits", disable=None):
             if reason := history.record(clone, cache, config, past):
-                skipped.append(f"  {past}: {reason}")
+                skipped.append(f"  {past.at}: {reason}")
+            else:
+                count += len(past.hashes)
             if len(outbox.pending(config.box, config.store_id)) >= HISTORY_AHEAD:
                 _deliver(config, arguments.wait)
     _deliver(config, arguments.wait)
-    print(f"history: {len(todo) - len(skipped)} results delivered, {len(skipped)} can't be")
+    print(f"history: {count} results delivered, {len(skipped)} can't be")
     print(*skipped, sep="\n", end="\n" if skipped else "")
 
 
@@ -225,6 +228,8 @@ def _record_results(config: Config, again: bool) -> str:
     Raises:
         DataError: it is damaged.
     """
+    if config.is_read_from_dvc:
+        return _record_from_dvc(config, again)
     if not config.results:
         return ""
     if not (config.root / config.model).exists():
@@ -244,13 +249,31 @@ def _record_results(config: Config, again: bool) -> str:
     return ""
 
 
+def _record_from_dvc(config: Config, again: bool) -> str:
+    from splice import recorded  # imports dvc
+
+    try:
+        found = recorded.read(config)
+    except Stale as error:
+        return str(error)
+    for subject, evaluation in found:
+        Join(config).evaluation(evaluation, again, subject=subject)
+    return "" if found else "no finished result here: `dvc repro` makes one"
+
+
 def _find(arguments: argparse.Namespace, config: Config) -> None:
     what = arguments.what
     value = md5(Path(what)) if Path(what).is_file() else what
-    values = [(tag, value) for tag in ("dvc.model", "git.commit", "dvc.experiment")]
+    tags = ("dvc.model", "dvc.outputs", "git.commit", "dvc.experiment")
+    values = [(tag, value) for tag in tags]
     named = provenance.hash_at(config.root, what, config.model)
     if named is not None:
         values += [("git.commit", named[0]), ("dvc.model", named[1])]
+        if config.is_read_from_dvc:
+            from splice import recorded
+
+            for subject in recorded.of_commit(config, named[0]):
+                values.append(("dvc.model" if subject.path else "dvc.outputs", subject.hash))
     with _store(config) as store:
         runs = [run for tag, value in values if value for run in store.tagged({tag: value})]
         found = {run.info.run_id: run for run in (*runs, *store.using(value))}

@@ -133,16 +133,25 @@ def put_evaluation(
     Args:
         outbox: the outbox.
         identity: hash of what was evaluated, on what, how, and of what came out; if the last
-            evaluation that waits is the same, it is left as it is.
+            such evaluation that waits is the same, it is left as it is.
         document: what the sender needs to know.
         files: copied into the entry, by artifact path.
     """
-    for folder in evaluations(outbox)[-1:]:
+    same = (it for it in evaluations(outbox) if _evaluated(it) == document.get("identity"))
+    for folder in [*same][-1:]:
         if folder.name.endswith(f"-evaluation-{identity[:16]}"):
             return folder
     folder = _named(outbox, "evaluation", identity)
     _create(folder, [{"evaluation": {**document}}], files)
     return folder
+
+
+def _evaluated(folder: Path) -> Any:
+    try:
+        first, _ = next(records(folder), ({}, 0))
+    except DataError:
+        return None
+    return first.get("evaluation", {}).get("identity")
 
 
 def entries(outbox: Path) -> list[Path]:
