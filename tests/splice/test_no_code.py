@@ -201,6 +201,32 @@ def test_each_instance_of_a_matrix_that_is_measured_gets_a_run_of_its_own(projec
     assert sorted(run.data.metrics["test.error"] for run in matrix.runs()) == [1, 2, 2]
 
 
+def test_the_history_of_a_project_that_never_heard_of_splice_gets_its_runs_once(
+    project: Make,
+) -> None:
+    matrix = project(MATRIX)
+    params = matrix.root / "params.yaml"
+    for slope in (4, 5):
+        params.write_text(params.read_text().replace(f"steep: {slope - 1}", f"steep: {slope}"))
+        repro(matrix)
+    matrix.run("dvc", "exp", "run", "--quiet", "--name", "six", "-S", "slopes.steep=6")
+    matrix.git("checkout", "--quiet", "--force", ".")
+    matrix.run("dvc", "checkout", "--quiet")
+    assert "5 results of the history" in sync(matrix, "--history", "--dry-run")
+    assert "history: 3 results delivered, 0 can't be" in sync(matrix, "--history")
+    runs = matrix.runs()
+    assert sorted(run.data.metrics["test.error"] for run in runs) == [1, 2, 2, 3, 4]
+    (experiment,) = (run for run in runs if run.data.metrics["test.error"] == 4)
+    assert experiment.info.run_name == "six"
+    assert len(curve(matrix, experiment, "plots/history/loss")) == 5
+    commits = [run.data.tags["git.commit"] for run in runs]
+    dates = [1000 * int(matrix.git("show", "-s", "--format=%ct", commit)) for commit in commits]
+    past = {run.info.start_time: date for run, date in zip(runs, dates, strict=True)}
+    assert sum(start == date for start, date in past.items()) >= 3
+    assert "history: 0 results delivered, 0 can't be" in sync(matrix, "--history")
+    assert matrix.git("status", "--porcelain") == ""
+
+
 def test_a_templated_pipeline_whose_artifacts_name_the_model_gets_one_run_for_each_model(
     project: Make,
 ) -> None:
