@@ -36,6 +36,8 @@ EXAMPLES = {  # the arguments of one for each command's help
     "promote": "--dry-run",
     "rollback": '--why "mistakes a 7 for a 1"',
     "compare": "main my-experiment workspace",
+    "export": "/media/usb/results.tar",
+    "import": "/media/usb/results.tar --wait 60",
     "unlock": "",
     "ui": "--port 5001",
 }
@@ -112,6 +114,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     compare.add_argument("--json", action="store_true", help="all parameters and numbers, as JSON")
     compare.set_defaults(run=_compare)
+
+    export = add("export", help="write what waits for the store to a file, to carry it elsewhere")
+    export.add_argument("file", metavar="FILE", type=Path, help="a tar archive")
+    export.set_defaults(run=_export)
+
+    import_ = add("import", help="deliver what such a file holds; again changes nothing")
+    import_.add_argument("file", metavar="FILE", type=Path, help="that `splice export` made")
+    import_.add_argument("--wait", type=float, metavar="SECONDS", help="patience with the server")
+    import_.set_defaults(run=_import)
 
     unlock = add("unlock", help="remove the lock that a killed dvc left half-written, if one did")
     unlock.set_defaults(run=_unlock)
@@ -380,6 +391,24 @@ def _compare(arguments: argparse.Namespace, config: Config) -> None:
         print(json.dumps([result._asdict() for result in results], indent=2))
     else:
         compare.show(config, results)
+
+
+def _export(arguments: argparse.Namespace, config: Config) -> None:
+    from splice import carried
+
+    count, left = carried.export(config, arguments.file)
+    unfinished = f"; {left} trainings are not finished and stay here" if left else ""
+    print(f"{count} entries are in {arguments.file}: `splice import` elsewhere{unfinished}")
+
+
+def _import(arguments: argparse.Namespace, config: Config) -> None:
+    from splice import carried
+
+    follow(config)
+    outbox.end_other_sender(config)
+    new = carried.bring(config, arguments.file)
+    _deliver(config, arguments.wait)
+    print(f"imported {new} entries; everything is delivered to {redact(config.store)}")
 
 
 def _unlock(_arguments: argparse.Namespace, config: Config) -> None:

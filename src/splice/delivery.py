@@ -70,9 +70,9 @@ def deliver_all(store: Store, config: Config, say: Say) -> None:
             Delivery(store, entry, config, say).deliver()
 
 
-def _evaluated(run: Any) -> float:
-    """When the evaluation that a run holds was made; one that doesn't say is the newest."""
-    return float(run.data.tags.get(EVALUATED, math.inf))
+def _evaluated(run: Any, document: Mapping[str, Any]) -> float:
+    """When the evaluation that a run holds was made; where it doesn't say, history is older."""
+    return float(run.data.tags.get(EVALUATED, math.inf if document.get(PAST) else 0))
 
 
 def _by(document: Mapping[str, Any]) -> str:
@@ -341,7 +341,7 @@ class Delivery:
 
         If it was measured before, with another outcome, that becomes a child, and the run takes
         the newer one. None if this very evaluation was delivered before, by another entry, or is
-        history and older than the one that is there: then it became a child.
+        older than the one that is there: then it became a child.
         """
         identity, content = document["identity"], document["content"]
         mine = {EVALUATION: identity, EVALUATION_ENTRY: self.folder.name, CONTENT: content}
@@ -351,7 +351,7 @@ class Delivery:
             if same.data.tags.get(EVALUATION_ENTRY) != self.folder.name:
                 if same.data.tags.get(CONTENT) == content:
                     return None
-                if document.get(PAST) and document["time"] < _evaluated(same):
+                if document["time"] < _evaluated(same, document):
                     self._keep_earlier(same, document, document["scores"], content)
                     return None
                 known = self.store.scored(same)
