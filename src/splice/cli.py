@@ -226,6 +226,7 @@ def _sync_history(arguments: argparse.Namespace, config: Config) -> None:
                 skipped.append(f"  {past.at}: {reason}")
             else:
                 count += len(past.hashes)
+                outbox.start_sender(config, hurried=True)  # delivers while the next are read
             if len(outbox.pending(config.box, config.store_id)) >= HISTORY_AHEAD:
                 _deliver(config, arguments.wait)
     _deliver(config, arguments.wait)

@@ -129,6 +129,7 @@ class Pipeline:
         self._graph = repo.index.graph
         self._tracked = [repo.fs.relpath(out.fs_path, self._root) for out in repo.index.outs]
         self._metrics: list[str] = repo.index._metrics.get(file, [])
+        self._plotted = [it for plot in repo.index._plots.get(file, []) for it in _names(plot)]
         named = repo.artifacts.read().get(repo.fs.relpath(file, repo.root_dir), {})
         models = [it.path for it in named.values() if it.type == "model"]
         self._models = [config.model] if config.model else models
@@ -327,7 +328,7 @@ class Pipeline:
 
     @cached_property
     def _collected(self) -> Mapping[str, Any]:
-        """What dvc.yaml says of plots, and what reads their files; by paths in the repository."""
+        """What dvc.yaml says of plots, and what reads their files."""
         found: dict[str, Any] = next(iter(self._repo.plots.collect()), {})
         return dict(found.get("workspace", {}))
 
@@ -364,14 +365,17 @@ class Pipeline:
 
     def _curve_name(self, file: str, field: str) -> str:
         """The same in every instance of a stage: without the folders that are named after it."""
-        outs = (path for path in self._tracked if _lies_in(file, path) and path != file)
-        folder = next(outs, str(PurePosixPath(file).parent))
+        known = (*self._plotted, *self._tracked)
+        folders = (path for path in known if _lies_in(file, path) and path != file)
+        folder = next(folders, str(PurePosixPath(file).parent))
         inner = PurePosixPath(file).relative_to(folder).with_suffix("")
         return str(CURVES / (inner if inner.name == field else inner / field))
 
     def _from_root(self, source: str) -> str:
-        """A path from the repository's root, from the project's."""
-        return self._path(self._repo.fs.join(self._repo.root_dir, source))
+        """A path of `_collected`, which starts where this process is in the repository."""
+        files = self._repo.dvcfs
+        inside = PurePosixPath(files.normpath(files.join(files.getcwd(), source)))
+        return self._path(self._repo.fs.join(self._repo.root_dir, *inside.parts[1:]))
 
     def _rows(self, file: str) -> Any:
         """What is in a table; nothing, if DVC can't read it."""
@@ -385,6 +389,10 @@ class Pipeline:
 def _key(stage: Any) -> str:
     """Of an instance of a foreach or matrix stage; '' of another."""
     return str(stage.name or "").partition("@")[2]
+
+
+def _names(plot: str | Mapping[str, Any]) -> Iterable[str]:
+    return [plot] if isinstance(plot, str) else plot
 
 
 def _lies_in(file: str, path: str) -> bool:

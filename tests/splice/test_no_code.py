@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -73,6 +74,17 @@ metrics: ["${folder}/metrics.json"]
 plots: ["${folder}/history.csv": {y: [phase, loss]}]
 artifacts:
   slope: {path: "${folder}/model.json", type: model}
+"""
+
+INSIDE = """
+stages:
+  words:
+    cmd: mkdir words && echo some > words/a && echo more > words/b
+    outs: [words]
+metrics: [score.yaml]
+plots: [live: {x: n}]
+artifacts:
+  words: {path: words, type: model}
 """
 
 Make = Callable[[str], Foreign]
@@ -199,6 +211,25 @@ def test_each_instance_of_a_matrix_that_is_measured_gets_a_run_of_its_own(projec
     repro(matrix)
     assert "delivered 1 entry" in sync(matrix)
     assert sorted(run.data.metrics["test.error"] for run in matrix.runs()) == [1, 2, 2]
+
+
+def test_a_project_in_a_folder_of_its_repository_is_read_from_there(project: Make) -> None:
+    outside = project("stages: {}\n")
+    inside = replace(outside, root=outside.root / "part")
+    (inside.root / "live" / "train").mkdir(parents=True)
+    (inside.root / "live" / "train" / "loss.tsv").write_text("n\tloss\n0\t1.5\n1\t\n2\t0.5\n")
+    (inside.root / "score.yaml").write_text("{score: 3, of: {them: 0.5}}")
+    (inside.root / "dvc.yaml").write_text(INSIDE)
+    repro(inside)
+    try:
+        sync(inside)
+    finally:
+        inside.stop_sender()
+    (run,) = inside.runs()
+    assert run.data.metrics == {"score": 3, "of.them": 0.5, "plots/train/loss": 0.5}
+    assert curve(inside, run, "plots/train/loss") == [(0, 1.5), (2, 0.5)]
+    assert files_of(inside, run, "live/train") == {"live/train/loss.tsv"}
+    assert {file.name for file in inside.root.iterdir()} >= {"mlflow.db", "mlartifacts"}
 
 
 def test_the_history_of_a_project_that_never_heard_of_splice_gets_its_runs_once(
