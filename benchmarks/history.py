@@ -1,11 +1,11 @@
-"""Runs for the past of a repository: how long `splice sync --history` takes, how much memory.
+"""Runs for the past of a repository: the time that `splice sync --history` takes, and the memory.
 
     python benchmarks/history.py [--commits 200] [--experiments 50] [--models 50] [--code]
 
 A repository is generated as DVC leaves one: each commit and experiment has another result, whose
 curve is in DVC's cache; of some the model is too. Nothing in it knows of splice, or with `--code`,
 a `results` of [tool.splice] reads it, in a process of its own for each. Memory is the resident set
-size of the command and all it started, looked at ten times a second.
+size of the command and all it started, looked at ten times a second; so is their processor time.
 """
 
 import argparse
@@ -78,7 +78,7 @@ def main() -> None:
         env["MLFLOW_TRACKING_URI"] = f"sqlite:///{root / 'mlflow.db'}"
         command = [sys.executable, "-m", "splice.cli", "sync", "--wait", "120"]
         began = time.perf_counter()
-        memory = _memory([*command, "--history"], root, env)
+        memory, cpu = _measured([*command, "--history"], root, env)
         seconds = time.perf_counter() - began
         client = MlflowClient(env["MLFLOW_TRACKING_URI"])
         runs = client.search_runs(
@@ -86,29 +86,31 @@ def main() -> None:
         )
         missing = sum("dvc.model.missing" in run.data.tags for run in runs)
         again = time.perf_counter()
-        _memory([*command, "--history"], root, env)
+        _measured([*command, "--history"], root, env)
         quarters = [memory[i * len(memory) // 4 : (i + 1) * len(memory) // 4] for i in range(4)]
-        print(f"{len(runs)} runs, {len(runs) - missing} with models: {seconds:.0f} s")
+        print(f"{len(runs)} runs, {len(runs) - missing} with models")
+        print(f"{seconds:.0f} s, of which processors worked {cpu:.0f} s")
         print(f"MB at most, by quarter: {[round(max(it) / 1e6) for it in quarters]}")
         print(f"called again: {time.perf_counter() - again:.0f} s; load {os.getloadavg()[0]:.0f}")
 
 
-def _memory(command: list[str], root: Path, env: dict[str, str]) -> list[int]:
-    """Run it; bytes in use from beginning to end."""
-    found = []
+def _measured(command: list[str], root: Path, env: dict[str, str]) -> tuple[list[int], float]:
+    """Run it; bytes in use from beginning to end, and seconds of all cores."""
+    found, cpu = [], {}
     with psutil.Popen(command, cwd=root, env=env, stderr=subprocess.DEVNULL) as process:
         while process.poll() is None:
             there = 0
             for each in [process, *process.children(recursive=True)]:
                 try:
                     there += each.memory_info().rss
+                    cpu[each.pid] = sum(each.cpu_times()[:4])  # git's included
                 except psutil.Error:
                     continue
             found.append(there)
             time.sleep(LOOK_SECONDS)
     if process.returncode:
         sys.exit(f"{' '.join(command)} gave {process.returncode}")
-    return found
+    return found, sum(cpu.values())
 
 
 def _generate(root: Path, chosen: argparse.Namespace) -> None:

@@ -35,6 +35,7 @@ RESTART_SECONDS = (1.0, 6.0, 6.0, 6.0)  # how long a sender may take to come up
 HANG_SECONDS = 20.0  # beyond the sender's own time-outs: it is stuck
 STOP_SECONDS = 5.0
 HURRY_SECONDS = 6.0  # without progress: on a busy machine, one that gives way may not get on
+LONGEST_LOOK_SECONDS = 0.2
 HURRIED = "--hurried"
 ENVIRONMENT = ("MLFLOW_", "AWS_", "GOOGLE_", "AZURE_", "DATABRICKS_")
 
@@ -332,7 +333,7 @@ def wait(config: Config, patience: float) -> str:
         stuck = time.monotonic() - moved
         if stuck > patience + (0 if failure else HANG_SECONDS):
             return failure or f"{redact(config.store)}: no answer for {stuck:.0f} s"
-        time.sleep(0.02)
+        time.sleep(min(0.02 * len(waiting), LONGEST_LOOK_SECONDS))  # each look reads them all
         store = config.store_id  # which may not have been made before
     return next(filter(None, (rejection(folder, store) for folder in entries(outbox))), "")
 
