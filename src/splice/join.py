@@ -410,7 +410,7 @@ def here() -> Join:
     """The join of the project that the current folder lies in, its sender woken.
 
     Raises:
-        UserError: the folder lies in no project with [tool.splice], or its settings are wrong.
+        UserError: the folder lies in no project, or its settings are wrong.
     """
     join = Join(Config.find(Path.cwd()))
     join.wake()

@@ -17,10 +17,14 @@ from dvc.render.converter.vega import VegaConverter
 from dvc.repo import Repo
 from dvc.repo.plots import infer_data_sources
 from dvc.utils.serialize import load_path
-from networkx import ancestors, connected_components, descendants
+from networkx import (  # type: ignore[import-untyped]  # comes with dvc
+    ancestors,
+    connected_components,
+    descendants,
+)
 
 from splice.config import PIPELINE, Config
-from splice.errors import DataError, Stale, UserError
+from splice.errors import DataError, Stale
 from splice.files import digest
 from splice.join import Data, Evaluation, Subject, Trained, metric_name
 from splice.provenance import Locked, leaves
@@ -62,8 +66,7 @@ def read(config: Config, past: Collection[str] | None = None) -> list[tuple[Subj
 
     Raises:
         Stale: the files are not those of dvc.lock.
-        DataError: one of them is damaged.
-        UserError: DVC can't read the pipeline.
+        DataError: one of them is damaged, or DVC can't read the pipeline.
     """
     with _opened(config) as repo:
         pipeline = Pipeline(repo, config)
@@ -83,7 +86,7 @@ def subjects(
     """The results of commits, each with a hash of its outputs; none where DVC can't read them.
 
     Raises:
-        UserError: there is no DVC repository.
+        DataError: there is no DVC repository.
     """
     with _opened(config) as repo:
         for each in commits:
@@ -108,7 +111,7 @@ def _opened(config: Config) -> Iterator[Any]:
             yield repo
     except DvcException as error:
         said = " ".join(str(error).split())
-        raise UserError(f"DVC can't read {config.root / PIPELINE}: {said}; mend it") from error
+        raise DataError(f"DVC can't read {config.root / PIPELINE}: {said}; mend it") from error
 
 
 class Pipeline:
