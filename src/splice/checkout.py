@@ -15,11 +15,11 @@ from typing import Any
 
 import yaml
 
-from splice.config import TRACKING_VARIABLE, sqlite_uri
+from splice.config import PIPELINE, TRACKING_VARIABLE, sqlite_uri
 from splice.errors import UserError
 from splice.settings import read_yaml
 
-PIPELINE, LOCK = "dvc.yaml", "dvc.lock"
+LOCK = "dvc.lock"
 # What a parent process says of its own repository, pipeline or store.
 OF_ANOTHER = (
     *("DVC_ROOT", "DVC_STAGE", "DVC_EXP_", "DVC_STUDIO_", "MLFLOW_", "_MLFLOW_"),
@@ -204,9 +204,21 @@ def _hashes(document: Mapping[str, Any]) -> dict[str, str]:
     return {out["path"]: out["md5"] for out in document.get("outs") or () if "md5" in out}
 
 
-def _link(cache: Path, hash_: str, target: Path) -> bool:
+def is_cached(cache: Path, hash_: str) -> bool:
+    """Whether a DVC cache holds a file, or a folder with all that is in it."""
+    kept = _kept(cache, hash_)
+    if kept is None or not hash_.endswith(".dir"):
+        return kept is not None
+    return all(_kept(cache, part["md5"]) for part in json.loads(kept.read_text(encoding="utf-8")))
+
+
+def _kept(cache: Path, hash_: str) -> Path | None:
     places = (folder / hash_[:2] / hash_[2:] for folder in (cache / "files" / "md5", cache))
-    kept = next(filter(Path.exists, places), None)  # the second is where DVC 2 kept it
+    return next(filter(Path.exists, places), None)  # the second is where DVC 2 kept it
+
+
+def _link(cache: Path, hash_: str, target: Path) -> bool:
+    kept = _kept(cache, hash_)
     if kept is None:
         return False
     if hash_.endswith(".dir"):

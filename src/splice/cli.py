@@ -36,6 +36,8 @@ EXAMPLES = {  # the arguments of one for each command's help
     "promote": "--dry-run",
     "rollback": '--why "mistakes a 7 for a 1"',
     "compare": "main my-experiment workspace",
+    "export": "/media/usb/results.tar",
+    "import": "/media/usb/results.tar --wait 60",
     "unlock": "",
     "ui": "--port 5001",
 }
@@ -112,6 +114,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     compare.add_argument("--json", action="store_true", help="all parameters and numbers, as JSON")
     compare.set_defaults(run=_compare)
+
+    export = add("export", help="write what waits for the store to a file, to carry it elsewhere")
+    export.add_argument("file", metavar="FILE", type=Path, help="a tar archive")
+    export.set_defaults(run=_export)
+
+    import_ = add("import", help="deliver what such a file holds; again changes nothing")
+    import_.add_argument("file", metavar="FILE", type=Path, help="that `splice export` made")
+    import_.add_argument("--wait", type=float, metavar="SECONDS", help="patience with the server")
+    import_.set_defaults(run=_import)
 
     unlock = add("unlock", help="remove the lock that a killed dvc left half-written, if one did")
     unlock.set_defaults(run=_unlock)
@@ -199,23 +210,27 @@ def _sync_history(arguments: argparse.Namespace, config: Config) -> None:
     from splice.checkout import cloned
 
     commits = provenance.history(config.root, arguments.since, arguments.experiments)
-    with _store(config) as store:
-        todo = [*history.unknown(config, commits, lambda md5: store.run_of_model(md5) is not None)]
-    if arguments.dry_run:
-        print(f"{len(todo)} results of the history have no run yet:" if todo else "nothing to do")
-        for past in todo:
-            print(f"  {past}")
-        return
-    skipped = []
+    skipped, count = [], 0
     with cloned(config.root) as clone:
         cache = clone.cache()
-        for past in tqdm(todo, unit=" results", disable=None):
+        with _store(config) as store:
+            todo = history.unknown(config, commits, store, cache)
+        if arguments.dry_run:
+            count = sum(len(past.hashes) for past in todo)
+            print(f"{count} results of the history have no run yet:" if todo else "nothing to do")
+            for past in todo:
+                print(f"  {past.at}")
+            return
+        for past in tqdm(todo, unit=" commits", disable=None):
             if reason := history.record(clone, cache, config, past):
-                skipped.append(f"  {past}: {reason}")
+                skipped.append(f"  {past.at}: {reason}")
+            else:
+                count += len(past.hashes)
+                outbox.start_sender(config, hurried=True)  # delivers while the next are read
             if len(outbox.pending(config.box, config.store_id)) >= HISTORY_AHEAD:
                 _deliver(config, arguments.wait)
     _deliver(config, arguments.wait)
-    print(f"history: {len(todo) - len(skipped)} results delivered, {len(skipped)} can't be")
+    print(f"history: {count} results delivered, {len(skipped)} can't be")
     print(*skipped, sep="\n", end="\n" if skipped else "")
 
 
@@ -225,6 +240,8 @@ def _record_results(config: Config, again: bool) -> str:
     Raises:
         DataError: it is damaged.
     """
+    if config.is_read_from_dvc:
+        return _record_from_dvc(config, again)
     if not config.results:
         return ""
     if not (config.root / config.model).exists():
@@ -244,13 +261,31 @@ def _record_results(config: Config, again: bool) -> str:
     return ""
 
 
+def _record_from_dvc(config: Config, again: bool) -> str:
+    from splice import recorded  # imports dvc
+
+    try:
+        found = recorded.read(config)
+    except Stale as error:
+        return str(error)
+    for subject, evaluation in found:
+        Join(config).evaluation(evaluation, again, subject=subject)
+    return "" if found else "no finished result here: `dvc repro` makes one"
+
+
 def _find(arguments: argparse.Namespace, config: Config) -> None:
     what = arguments.what
     value = md5(Path(what)) if Path(what).is_file() else what
-    values = [(tag, value) for tag in ("dvc.model", "git.commit", "dvc.experiment")]
+    tags = ("dvc.model", "dvc.outputs", "git.commit", "dvc.experiment")
+    values = [(tag, value) for tag in tags]
     named = provenance.hash_at(config.root, what, config.model)
     if named is not None:
         values += [("git.commit", named[0]), ("dvc.model", named[1])]
+        if config.is_read_from_dvc:
+            from splice import recorded
+
+            for subject in recorded.of_commit(config, named[0]):
+                values.append(("dvc.model" if subject.path else "dvc.outputs", subject.hash))
     with _store(config) as store:
         runs = [run for tag, value in values if value for run in store.tagged({tag: value})]
         found = {run.info.run_id: run for run in (*runs, *store.using(value))}
@@ -349,6 +384,24 @@ def _compare(arguments: argparse.Namespace, config: Config) -> None:
         print(json.dumps([result._asdict() for result in results], indent=2))
     else:
         compare.show(config, results)
+
+
+def _export(arguments: argparse.Namespace, config: Config) -> None:
+    from splice import carried
+
+    count, left = carried.export(config, arguments.file)
+    unfinished = f"; {left} trainings are not finished and stay here" if left else ""
+    print(f"{count} entries are in {arguments.file}: `splice import` elsewhere{unfinished}")
+
+
+def _import(arguments: argparse.Namespace, config: Config) -> None:
+    from splice import carried
+
+    follow(config)
+    outbox.end_other_sender(config)
+    new = carried.bring(config, arguments.file)
+    _deliver(config, arguments.wait)
+    print(f"imported {new} entries; everything is delivered to {redact(config.store)}")
 
 
 def _unlock(_arguments: argparse.Namespace, config: Config) -> None:

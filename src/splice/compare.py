@@ -73,7 +73,7 @@ def in_git(config: Config, names: Iterable[str]) -> dict[str, tuple[str | None, 
     for name in names:
         if name == WORKSPACE:
             model = config.root / config.model
-            found[name] = None, md5(model) if model.exists() else ""
+            found[name] = None, md5(model) if model.is_file() else ""
         elif known := provenance.hash_at(config.root, name, config.model):
             found[name] = known
     return found

@@ -2,7 +2,7 @@
 
 `tracking` and `registry` may stand as `[tool.splice.tracking]` and `[tool.splice.registry]`, or as
 sections of params.yaml, where `dvc exp run -S` reaches them. What params.yaml says, key by key,
-goes before what pyproject.toml says.
+goes before what pyproject.toml says. A project that says nothing has the defaults of all.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ from splice.errors import UserError
 from splice.files import digest
 from splice.settings import CHECKED, Name, checked, read_yaml
 
-PYPROJECT, PARAMS = "pyproject.toml", "params.yaml"
+PYPROJECT, PARAMS, PIPELINE = "pyproject.toml", "params.yaml", "dvc.yaml"
 TRACKING_VARIABLE = "SPLICE_TRACKING"  # off: `tracking.enabled` is false, whatever a file says
 
 
@@ -80,7 +80,7 @@ class Config:
     Attributes:
         root: the checkout, which may be a clone in which DVC runs an experiment.
         home: the main checkout, where the outbox and the default store are.
-        model: the output that is the model, from the root.
+        model: the output that is the model, from the root; '' for those that dvc.yaml names.
         test: the data on which versions are compared, from the root; '' for none.
         test_params: names of the parameters that change what an evaluation says.
         packages: the file that locks the environment, from the root; its hash goes with each run.
@@ -100,7 +100,7 @@ class Config:
 
     root: Path
     home: Path
-    model: StrictStr
+    model: StrictStr = ""
     test: StrictStr = ""
     test_params: tuple[StrictStr, ...] = ()
     packages: StrictStr = "requirements.lock"
@@ -122,15 +122,12 @@ class Config:
         """The settings of the checkout at `root`.
 
         Raises:
-            UserError: a file is unreadable or missing; a key is unknown or has no such value.
+            UserError: a file is unreadable; a key is unknown or has no such value.
         """
         where = root / PYPROJECT
-        table = _toml(where).get("tool", {}).get("splice")
-        if not isinstance(table, dict) or "model" not in table:
-            raise UserError(
-                f'{where} has no [tool.splice] with a model; add them: model = "models/net.npz"'
-            )
-        params = _params(root)
+        document = _toml(where) if where.exists() else {}
+        table = document.get("tool", {}).get("splice", {})
+        params = _params(root) if table else {}  # else its sections are of something else
         sections = {"tracking": TRACKING, "registry": REGISTRY}
         for name, defaults in sections.items():
             for file, source, prefix in (
@@ -149,18 +146,41 @@ class Config:
 
     @classmethod
     def find(cls, folder: Path) -> Self:
-        """The settings of the project that a folder lies in.
+        """The settings of the project that a folder lies in: with [tool.splice], else a pipeline.
 
         Raises:
             UserError: it lies in none; or as `read`.
         """
-        for root in (folder, *folder.parents):
+        folders = (folder, *folder.parents)
+        for root in folders:
             if (root / PYPROJECT).is_file() and "splice" in _toml(root / PYPROJECT).get("tool", {}):
                 return cls.read(root)
+        for root in folders:
+            if (root / PIPELINE).is_file():
+                return cls.read(root)
         raise UserError(
-            f"{folder} lies in no project with [tool.splice] in its {PYPROJECT}; "
-            "go into one, or add it"
+            f"{folder} lies in no project with a {PIPELINE} or [tool.splice] in its {PYPROJECT}; "
+            "go into one"
         )
+
+    @property
+    def model_file(self) -> Path:
+        """Where the model is.
+
+        Raises:
+            UserError: the project doesn't say.
+        """
+        if not self.model:
+            raise UserError(
+                f"[tool.splice] in {self.root / PYPROJECT} names no model; "
+                'add it: model = "models/net.npz"'
+            )
+        return self.root / self.model
+
+    @property
+    def is_read_from_dvc(self) -> bool:
+        """Whether results are what DVC recorded, for no code of the project says otherwise."""
+        return not (self.results or self.test)
 
     @property
     def box(self) -> Path:

@@ -1,11 +1,12 @@
 """How entries of the outbox become runs: one result, one run, nothing doubled, nothing lost."""
 
 import contextlib
+import math
 import os
 import shutil
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,24 +16,28 @@ from splice.code import KEPT
 from splice.config import REGISTRY, Config, Registry
 from splice.errors import Rejected, UserError
 from splice.files import sync, write_json
-from splice.join import CODE, NOTE, PAST, RULE, SETTINGS
+from splice.join import CARRIED, CODE, NOTE, PAST, RULE, SETTINGS, WHOLE
 from splice.mlflow_store import (
     CONTENT,
     DUPLICATE,
     EARLIER,
     ENTRY,
+    EVALUATED,
     EVALUATION,
     EVALUATION_ENTRY,
     FAILURES,
     KEY,
     METRICS_A_CALL,
+    MISSING,
     MODEL,
     ORIGIN,
+    OUTPUTS,
     PARENT,
     SINCE,
     Store,
     TimedPoint,
     as_failure,
+    history_tag,
 )
 from splice.outbox import FILES, JOURNAL, SENT
 from splice.provenance import TEST
@@ -63,6 +68,16 @@ def deliver_all(store: Store, config: Config, say: Say) -> None:
     for entry in outbox.entries(config.box):
         with contextlib.suppress(Rejected):
             Delivery(store, entry, config, say).deliver()
+
+
+def _evaluated(run: Any, document: Mapping[str, Any]) -> float:
+    """When the evaluation that a run holds was made; where it doesn't say, history is older."""
+    return float(run.data.tags.get(EVALUATED, math.inf if document.get(PAST) else 0))
+
+
+def _by(document: Mapping[str, Any]) -> str:
+    """The tag by which the run of what was evaluated is found."""
+    return OUTPUTS if document.get(WHOLE) else MODEL
 
 
 def warm_up(config: Config) -> None:
@@ -197,7 +212,8 @@ class Delivery:
 
     def _model(self, model: dict[str, Any]) -> None:
         if not self.store.results(model["md5"]):
-            self._log_model(self.sent["run"], model["md5"], model["example"])
+            name = Path(self.config.model).name
+            self._log_model(self.sent["run"], model["md5"], model["example"], [name])
         tags = {MODEL: model["md5"], SINCE: self.store.since(model["md5"]), **model["tags"]}
         self.store.tag(self.sent["run"], tags)
         self.store.artifacts(self.sent["run"], self.folder / FILES, model["files"])
@@ -219,14 +235,13 @@ class Delivery:
             self.store.end(self.sent["run"], "KILLED", outbox.now())
         self._remember(ended=True)
 
-    def _log_model(self, run_id: str, md5: str, example: Any) -> str | None:
-        """Log the model and give its id; without `export` it is a file of the run, and has none."""
-        name = Path(self.config.model).name
-        exported = self._exported(self.folder / FILES / name, example)
+    def _log_model(self, run_id: str, md5: str, example: Any, names: Sequence[str]) -> str | None:
+        """Log the model and give its id; without `export` it is files of the run, and has none."""
+        exported = self._exported(self.folder / FILES / Path(names[0]).parts[0], example)
         self.say("sending", "")
         self.store.tag(run_id, {MODEL: md5})
         if exported is None:
-            self.store.artifacts(run_id, self.folder / FILES, [name])
+            self.store.artifacts(run_id, self.folder / FILES, names)
             return None
         return self.store.log_model(run_id, exported, md5, self.config.registry.model)
 
@@ -264,19 +279,27 @@ class Delivery:
                 f"{self.folder} is of an earlier version; delete it, then run `splice sync`"
             )
         self._remember(code=document.get(CODE))
-        run = self.store.run_of_model(document["model"])
+        subject = document["model"], _by(document)
+        run = self.store.run_of_model(*subject)
         begun = run is not None and run.data.tags.get(ENTRY) == self.folder.name
         run_id = self._restored(document) if run is None or begun else run.info.run_id
         model_id = self.store.model_id(run_id)
-        if model_id is None and (self.config.export or run is None or begun):
-            model_id = self._log_model(run_id, document["model"], document["example"])
+        names = document.get(CARRIED, [Path(self.config.model).name])
+        missing = run is not None and MISSING in run.data.tags
+        if names and model_id is None and (self.config.export or run is None or begun or missing):
+            model_id = self._log_model(run_id, document["model"], document["example"], names)
+            if missing:
+                self.store.client.delete_tag(run_id, MISSING)
         evaluated = self._run_for(run_id, document)
         identity = document["identity"]
         if evaluated is not None:
             self._evaluate(evaluated, model_id, document)
-            self.store.fold(partial(self.store.evaluations, identity, document["model"]))
+            self.store.fold(partial(self.store.evaluations, identity, *subject))
         if model_id is not None and not document.get(PAST):
             self._register(model_id, run_id, document)
+        if document.get(PAST):
+            commit = document["tags"]["git.commit.evaluated"]
+            self.store.tag(run_id, {history_tag(commit): str(document["time"])})
         outbox.note_delivered(self.folder.parent, self.store.id, identity, document["content"])
         self._remember(ended=True, done=True)
 
@@ -295,8 +318,11 @@ class Delivery:
 
     def _restored(self, document: dict[str, Any]) -> str:
         """A run for a model that this store never saw trained: it says so."""
-        tags = {**document["restored"]["tags"], MODEL: document["model"], ORIGIN: "restored"}
-        tags |= {ENTRY: self.folder.name, SINCE: self.store.since(document["model"])}
+        subject, by = document["model"], _by(document)
+        tags = {ORIGIN: "restored", **document["restored"]["tags"], by: subject}
+        tags |= {ENTRY: self.folder.name, SINCE: self.store.since(subject, by)}
+        if by == MODEL and document.get(CARRIED) == []:
+            tags[MISSING] = "it was not in the DVC cache; `dvc fetch` may bring it"
         name = document["restored"]["name"]
         run_id = self.store.create_run(
             document["experiment"], name, tags, document["time"], unique=ENTRY
@@ -308,47 +334,60 @@ class Delivery:
         points = [(*point, moment) for point in document["restored"]["points"]]
         self.store.points(run_id, points)
         self.store.end(run_id, "FINISHED", document["time"])
-        return self.store.fold(partial(self.store.results, document["model"])) or run_id
+        return self.store.fold(partial(self.store.results, subject, by)) or run_id
 
     def _run_for(self, run_id: str, document: dict[str, Any]) -> str | None:
         """The run that takes this evaluation: the model's own for its first one, else a child.
 
         If it was measured before, with another outcome, that becomes a child, and the run takes
-        the newer one. None if this very evaluation was delivered before, by another entry.
+        the newer one. None if this very evaluation was delivered before, by another entry, or is
+        older than the one that is there: then it became a child.
         """
         identity, content = document["identity"], document["content"]
         mine = {EVALUATION: identity, EVALUATION_ENTRY: self.folder.name, CONTENT: content}
-        for same in self.store.evaluations(identity, document["model"])[:1]:
+        mine[EVALUATED] = str(document["time"])
+        by = _by(document)
+        for same in self.store.evaluations(identity, document["model"], by)[:1]:
             if same.data.tags.get(EVALUATION_ENTRY) != self.folder.name:
                 if same.data.tags.get(CONTENT) == content:
                     return None
-                self._keep_earlier(same, document)
+                if document["time"] < _evaluated(same, document):
+                    self._keep_earlier(same, document, document["scores"], content)
+                    return None
+                known = self.store.scored(same)
+                before = {key: known[key] for key in known if key in document["scores"]}
+                if before != document["scores"]:
+                    content = same.data.tags.get(CONTENT, "")
+                    self._keep_earlier(same, document, before, content)
                 self.store.tag(same.info.run_id, mine)
             return str(same.info.run_id)
         if EVALUATION not in self.store.client.get_run(run_id).data.tags:
             self.store.tag(run_id, mine)
             return run_id
-        tags = {**document["tags"], **mine, MODEL: document["model"], ORIGIN: "evaluation"}
+        tags = {**document["tags"], **mine, by: document["model"], ORIGIN: "evaluation"}
         tags[PARENT] = run_id
-        name = f"evaluation-{document['dataset']['digest'][:8]}-{identity[:8]}"
+        name = f"evaluation-{document['dataset'].get('digest', '')[:8]}-{identity[:8]}"
         return self.store.create_run(
             document["experiment"], name, tags, document["time"], unique=EVALUATION_ENTRY
         )
 
-    def _keep_earlier(self, run: Any, document: dict[str, Any]) -> None:
+    def _keep_earlier(
+        self, run: Any, document: dict[str, Any], values: Mapping[str, float], content: str
+    ) -> None:
         """Numbers that newer ones take the place of, in a child of their own."""
-        known = self.store.scored(run)
-        values = {key: value for key, value in known.items() if key in document["scores"]}
-        if values == document["scores"]:
-            return
         entry = f"{self.folder.name}-earlier"
+        known = self.store.tagged({EARLIER: document["identity"], CONTENT: content})
+        if any(child.data.tags.get(EVALUATION_ENTRY) != entry for child in known):
+            return
         tags = {EVALUATION_ENTRY: entry, EARLIER: document["identity"], ORIGIN: "evaluation"}
-        tags |= {PARENT: run.info.run_id, MODEL: document["model"]}
+        tags[CONTENT] = content
+        tags |= {PARENT: run.info.run_id, _by(document): document["model"]}
         name, moment = f"earlier-evaluation-{document['identity'][:8]}", document["time"]
         child = self.store.create_run(
             document["experiment"], name, tags, moment, unique=EVALUATION_ENTRY
         )
-        self.store.dataset(child, TEST, document["dataset"])
+        if document["dataset"]:
+            self.store.dataset(child, TEST, document["dataset"])
         by_class = self.config.class_metrics
         self.store.scores(child, values, None, document["dataset"], moment, by_class)
         self.store.end(child, "FINISHED", moment)
@@ -358,7 +397,8 @@ class Delivery:
         known = self.store.client.get_run(run_id).data
         new = {key: value for key, value in document["params"].items() if key not in known.params}
         self.store.params(run_id, new)  # those that are known can't be set anew
-        self.store.dataset(run_id, TEST, document["dataset"])
+        if document["dataset"]:
+            self.store.dataset(run_id, TEST, document["dataset"])
         self.store.scores(
             run_id,
             document["scores"],

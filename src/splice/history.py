@@ -7,38 +7,80 @@ of that commit, in a process of its own; where it had no [tool.splice] yet, by t
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 from splice import errors, provenance
-from splice.checkout import Clone
+from splice.checkout import Clone, is_cached, outputs
 from splice.config import Config
 from splice.errors import UserError
-from splice.join import Join, evaluation_here
+from splice.files import digest
+from splice.join import Join, Subject, evaluation_here
 from splice.provenance import Locked
 
+if TYPE_CHECKING:
+    from splice.mlflow_store import Store
 
-def unknown(
-    config: Config, commits: list[Locked], is_known: Callable[[str], bool]
-) -> Iterator[Locked]:
-    """Those whose dvc.lock names a model that has no run yet; of the same model, the first.
+
+class Past(NamedTuple):
+    """A commit, and the hashes of those of its results that are wanted."""
+
+    at: Locked
+    hashes: set[str]
+
+
+def unknown(config: Config, commits: list[Locked], store: "Store", cache: Path) -> list[Past]:
+    """What has no run yet, oldest first.
+
+    Of the commits with one model, those that changed what was made of it count: they may say other
+    numbers of it. A run that was made without its model wants it, once it is in the cache.
 
     Args:
         config: of the project.
         commits: oldest first.
-        is_known: whether there is a run of the model with that hash.
+        store: the project's.
+        cache: the project's DVC cache.
     """
-    seen = {""}
+    from splice.mlflow_store import MISSING, MODEL, OUTPUTS, history_tag
+
+    last: dict[str, str] = {}
+    changes: dict[Subject, list[Locked]] = {}
+    for each, results in _results(config, commits):
+        for subject, made in results.items():
+            if last.get(subject.hash) != made:
+                last[subject.hash] = made
+                changes.setdefault(subject, []).append(each)
+    wanted: dict[Locked, set[str]] = {}
+    for subject, ats in changes.items():
+        run = store.run_of_model(subject.hash, MODEL if subject.path else OUTPUTS)
+        tags = run.data.tags if run is not None else {}
+        found = MISSING in tags and is_cached(cache, subject.hash)
+        for at in ats:
+            known = len(ats) == 1 or history_tag(at.commit) in tags
+            if run is None or not known or (found and at is ats[-1]):
+                wanted.setdefault(at, set()).add(subject.hash)
+    return [Past(each, wanted[each]) for each in commits if each in wanted]
+
+
+def _results(
+    config: Config, commits: Iterable[Locked]
+) -> Iterator[tuple[Locked, dict[Subject, str]]]:
+    """The results of commits, each with a hash of all that was made with it."""
+    if config.is_read_from_dvc:
+        from splice import recorded  # imports dvc
+
+        yield from recorded.subjects(config, commits)
+        return
     for each in commits:
-        _, model = provenance.hash_at(config.root, each.commit, config.model) or ("", "")
-        if model not in seen:
-            seen.add(model)
-            if not is_known(model):
-                yield each
+        lock = provenance.lock_at(config.root, each.commit)
+        model = provenance.hash_in(lock, config.model)
+        yield each, {Subject(model, config.model): digest(outputs(lock))} if model else {}
 
 
-def record(clone: Clone, cache: Path, config: Config, past: Locked) -> str:
+def record(clone: Clone, cache: Path, config: Config, past: Past) -> str:
     """Write the results of a commit to the outbox; give '', or why that can't be.
 
     Args:
@@ -48,22 +90,57 @@ def record(clone: Clone, cache: Path, config: Config, past: Locked) -> str:
         past: the commit.
     """
     try:
-        clone.checkout(past.commit)
+        clone.checkout(past.at.commit)
+        missing = clone.link(cache)
+        if config.is_read_from_dvc:
+            said = _recorded(clone, config, past)
+        else:
+            said = _read_by_its_code(clone, config, past.at)
     except UserError as error:
         return str(error)
-    missing = clone.link(cache)
-    if config.model in missing:
-        return _not_in_cache(missing)
+    return _not_in_cache(missing) if said and missing else said
+
+
+def _recorded(clone: Clone, config: Config, past: Past) -> str:
+    from splice import recorded
+
+    there = replace(config, root=clone.root)
+    with _as_of(past.at, clone):
+        try:
+            found = recorded.read(there, past.hashes)
+        except UserError as error:
+            return str(error)
+        for subject, evaluation in found:
+            Join(there, config).evaluation(evaluation, past=past.at.time, subject=subject)
+    return ""
+
+
+@contextmanager
+def _as_of(at: Locked, clone: Clone) -> Iterator[None]:
+    """As the experiment that a commit is of, if it is of one; DVC's state goes with the clone."""
+    before = os.environ.copy()
+    os.environ |= _experiment(at) | {"DVC_SITE_CACHE_DIR": clone.env["DVC_SITE_CACHE_DIR"]}
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def _experiment(at: Locked) -> dict[str, str]:
+    return {"DVC_EXP_NAME": at.experiment, "DVC_EXP_BASELINE_REV": at.baseline}
+
+
+def _read_by_its_code(clone: Clone, config: Config, at: Locked) -> str:
     source, before = str(Path(__file__).resolve().parents[1]), os.environ.get("PYTHONPATH")
     done = subprocess.run(
-        [sys.executable, "-m", __spec__.name, str(clone.root), str(config.home), str(past.time)],
+        [sys.executable, "-m", __spec__.name, str(clone.root), str(config.home), str(at.time)],
         cwd=clone.root,
         env={
             **os.environ,
+            **_experiment(at),
             "PYTHONPATH": os.pathsep.join(filter(None, [source, before])),
             "DVC_ROOT": str(config.home),
-            "DVC_EXP_NAME": past.experiment,
-            "DVC_EXP_BASELINE_REV": past.baseline,
         },
         capture_output=True,
         encoding="utf-8",
@@ -71,8 +148,6 @@ def record(clone: Clone, cache: Path, config: Config, past: Locked) -> str:
     )
     if not done.returncode:
         return ""
-    if missing:
-        return _not_in_cache(missing)
     return (done.stderr.strip().splitlines() or ["no reason given"])[-1]
 
 
@@ -82,9 +157,8 @@ def _not_in_cache(missing: Iterable[str]) -> str:
 
 def _read(root: Path, home: Path, time: int) -> None:
     today = Config.read(home)
-    try:
-        config, code = Config.read(root), None
-    except UserError:
+    config, code = Config.read(root), None
+    if config.is_read_from_dvc:  # it knew nothing of splice yet
         config, code = replace(today, root=root), today
     config = replace(config, tracking=today.tracking, outbox=today.outbox)
     Join(config, code).evaluation(evaluation_here(config), past=time)

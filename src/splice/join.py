@@ -7,9 +7,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, NamedTuple
 
 from splice import code, outbox, provenance
+from splice.checkout import LOCK
 from splice.config import PARAMS, Config
 from splice.errors import DataError, Stale, UserError
 from splice.files import digest, md5
@@ -21,6 +22,7 @@ DIFF = "source/uncommitted.diff.txt"  # a name that MLflow's pages show the text
 RULE, SETTINGS = "registry", "how"  # in the record of an evaluation
 PAST = "past"
 CODE = "code"  # in those of a training and an evaluation
+CARRIED, WHOLE = "carried", "whole"
 FORBIDDEN, LONGEST_NAME = re.compile(r"[^/\w.\- :]"), 200  # in the names of MLflow's metrics
 
 
@@ -55,12 +57,18 @@ class Trained:
         data: what it was trained on, by context (train, validation …), digests included.
         points: of its curves: key, value, step.
         tags: by name.
+        name: of the run; '' for one of its hash. A DVC experiment's goes first.
+        said: of where it comes from, in the run's description.
+        outputs: DVC's hashes, by path, which the description lists.
     """
 
     params: Mapping[str, Any]
     data: Mapping[str, Data]
     points: Sequence[Point] = ()
     tags: Mapping[str, str] = field(default_factory=dict)
+    name: str = ""
+    said: str = "Restored by DVC, not trained here."
+    outputs: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -101,6 +109,18 @@ def evaluation_identity(model: str, test: str, settings: Mapping[str, Any]) -> d
     return {"model": model, "test": test, SETTINGS: dict(settings)}
 
 
+class Subject(NamedTuple):
+    """What was evaluated.
+
+    Attributes:
+        hash: DVC's, of the model; where none is named, of the hashes of all outputs.
+        path: of the model, a file or a folder, from the root; '' where none is named.
+    """
+
+    hash: str
+    path: str
+
+
 class Run:
     """A training as it goes on; does nothing where tracking is disabled."""
 
@@ -136,7 +156,7 @@ class Run:
         """
         if self._journal is None or self._note is None:
             return
-        path = self._config.root / self._config.model
+        path = self._config.model_file
         hash_ = md5(path)
         tags = {**(tags or {}), NOTE: self._note.with_model(hash_)}
         self._journal.model(path, hash_, example, files or {}, tags)
@@ -239,27 +259,45 @@ class Join:
         """
         if not self.config.test:
             raise UserError("[tool.splice] in pyproject.toml names no test data; add `test`")
-        root, config = self.config.root, self.config
-        return evaluation_identity(
-            md5(root / config.model), md5(root / config.test), config.evaluated_with()
-        )
+        return self._identity(md5(self.config.model_file), past=False)
+
+    def _identity(self, model: str, past: bool) -> dict[str, Any]:
+        test = self._hash(self.config.test, past) if self.config.test else ""
+        return evaluation_identity(model, test, self.config.evaluated_with())
+
+    def _hash(self, path: str, past: bool) -> str:
+        """Of a file; of one that isn't there any more, as dvc.lock has it."""
+        file, lock = self.config.root / path, self.config.root / LOCK
+        if file.exists() or not (past and lock.exists()):
+            return md5(file)
+        return provenance.hash_in(lock.read_text(encoding="utf-8"), path) or md5(file)
 
     def evaluation(
-        self, evaluation: Evaluation, again: bool = True, past: int | None = None
+        self,
+        evaluation: Evaluation,
+        again: bool = True,
+        past: int | None = None,
+        subject: Subject | None = None,
     ) -> None:
         """Record what was measured of the model as it lies here.
 
         Args:
             evaluation: the numbers, and what goes with them.
             again: also if the store, as it is configured now, has this very one already.
-            past: when that was, in ms since 1970, if the model is history: it is not registered.
+            past: when that was, in ms since 1970, if the model is history: it is not registered,
+                and may be missing.
+            subject: what was measured; None: the model.
 
         Raises:
             Stale: it is `of` another model, test data or settings.
             DataError: the model or the test data isn't there.
             UserError: the disk is full, or the outbox can't be written.
         """
-        config, same = self.config, self.identity()
+        config = self.config
+        if subject is None:
+            config.model_file  # noqa: B018  # there must be one
+            subject = Subject(self._hash(config.model, past is not None), config.model)
+        same = self._identity(subject.hash, past is not None)
         if evaluation.of not in (None, same):
             raise Stale(
                 f"its numbers are of another {config.model}, {config.test} or test_params; "
@@ -274,7 +312,8 @@ class Join:
         ):
             return
         at = self._commit()
-        carried = {Path(config.model).name: config.root / config.model}
+        model = dict(_files_of(config.root / subject.path)) if subject.path else {}
+        carried = {**model}
         if config.registry.promote == "auto":
             carried[Path(config.test).name] = config.root / config.test
         document = {
@@ -284,6 +323,8 @@ class Join:
             SETTINGS: same[SETTINGS],
             "time": outbox.now() if past is None else past,
             PAST: past is not None,
+            WHOLE: not subject.path,
+            CARRIED: sorted(model),
             CODE: code.keep(self._code),
             "experiment": config.tracking.experiment,
             RULE: vars(config.registry),
@@ -292,14 +333,16 @@ class Join:
             "files": sorted(evaluation.files),
             "note": evaluation.note,
             "example": evaluation.example,
-            "dataset": evaluation.data(config.test).record(same["test"]),
+            "dataset": evaluation.data(config.test).record(same["test"]) if config.test else {},
             "tags": {
                 **evaluation.tags,
                 **_full_names(evaluation.metrics),
-                f"dvc.data.{provenance.TEST}": same["test"],
+                **({f"dvc.data.{provenance.TEST}": same["test"]} if config.test else {}),
                 "git.commit.evaluated": at.id,
             },
-            "restored": self._restored(evaluation.trained or Trained({}, {}), at, same),
+            "restored": self._restored(
+                evaluation.trained or Trained({}, {}), at, subject, same["test"]
+            ),
         }
         name = digest([identity, content])
         outbox.put_evaluation(config.box, name, document, {**evaluation.files, **carried})
@@ -329,18 +372,22 @@ class Join:
             for name, item in items.items()
         }
 
-    def _restored(self, trained: Trained, at: Commit, same: Mapping[str, Any]) -> dict[str, Any]:
+    def _restored(
+        self, trained: Trained, at: Commit, subject: Subject, test: str
+    ) -> dict[str, Any]:
         """The run of a model that the store doesn't know: it says so."""
         records = self._records(trained.data)
-        files = {"model": (self.config.model, same["model"]), **_files(records)}
-        files[provenance.TEST] = (self.config.test, same["test"])
+        files = {"model": (subject.path, subject.hash)} if subject.path else {}
+        files |= _files(records) | {path: (path, md5) for path, md5 in trained.outputs.items()}
+        if self.config.test:
+            files[provenance.TEST] = (self.config.test, test)
         note = provenance.how_to_get(self.config.root, at, files)
         return {
-            "name": provenance.experiment() or f"restored-{same['model'][:8]}",
+            "name": provenance.experiment() or trained.name or f"restored-{subject.hash[:8]}",
             "tags": {
                 **trained.tags,
                 **self._tags(at, records),
-                NOTE: f"Restored by DVC, not trained here.\n\n{note}",
+                NOTE: f"{trained.said}\n\n{note}",
             },
             "params": {**trained.params},
             "datasets": records,
@@ -363,7 +410,7 @@ def here() -> Join:
     """The join of the project that the current folder lies in, its sender woken.
 
     Raises:
-        UserError: the folder lies in no project with [tool.splice], or its settings are wrong.
+        UserError: the folder lies in no project, or its settings are wrong.
     """
     join = Join(Config.find(Path.cwd()))
     join.wake()
@@ -387,6 +434,15 @@ def evaluation_here(config: Config) -> Evaluation:
     except Exception as error:  # the project's own, whatever it raises
         raise DataError(f"{config.results} of [tool.splice] failed: {error!r}") from error
     return found
+
+
+def _files_of(path: Path) -> Iterator[tuple[str, Path]]:
+    """A file, or those of a folder, by artifact path; none, if it isn't there."""
+    if path.is_dir():
+        files = (file for file in sorted(path.rglob("*")) if file.is_file())
+        yield from ((str(file.relative_to(path.parent)), file) for file in files)
+    elif path.exists():
+        yield path.name, path
 
 
 def metric_name(name: str) -> str:

@@ -53,9 +53,12 @@ from splice.redact import redact
 
 # Tags: the names under which runs are found again.
 MODEL, SINCE = "dvc.model", "dvc.model.since"  # in ms since 1970
+OUTPUTS = "dvc.outputs"  # of a pipeline that names no model, the hash of all
+MISSING = "dvc.model.missing"  # of a run of the past, until its model is in the cache
 KEY, ENTRY = "dvc.training", "outbox.entry"
 EVALUATION, EVALUATION_ENTRY = "dvc.evaluation", "outbox.evaluation"
 CONTENT, EARLIER = "dvc.evaluation.content", "dvc.evaluation.earlier"
+EVALUATED = "dvc.evaluation.time"  # in ms since 1970
 ORIGIN, PARENT, DUPLICATE = "origin", "mlflow.parentRunId", "duplicate_of"
 
 ENVIRONMENT = ("env.python", "env.platform", "env.packages")
@@ -90,6 +93,11 @@ def _make_parent_of_sqlite(db_uri: str) -> None:
     url = make_url(db_uri)
     if url.get_backend_name() == "sqlite":
         Path(url.database or "").parent.mkdir(parents=True, exist_ok=True)
+
+
+def history_tag(commit: str) -> str:
+    """A tag of the run whose model a commit has, once the numbers of that commit were read."""
+    return f"history.{commit[:12]}"
 
 
 class Store:
@@ -197,27 +205,27 @@ class Store:
         """A run, deleted or not; None if the store doesn't know it."""
         return _if_there(self.client.get_run, run_id)
 
-    def run_of_model(self, md5: str) -> Run | None:
-        """The run whose result is the model file with this content."""
-        runs = [run for run in self.tagged({MODEL: md5}) if PARENT not in run.data.tags]
+    def run_of_model(self, md5: str, by: str = MODEL) -> Run | None:
+        """The run whose result is the model file with this content, or what `by` tags."""
+        runs = [run for run in self.tagged({by: md5}) if PARENT not in run.data.tags]
         return min(runs, key=_rank, default=None)
 
-    def results(self, md5: str) -> list[Run]:
-        """The finished runs whose result is that file, by rank; more than one only for a moment."""
-        runs = [run for run in self.tagged({MODEL: md5}) if PARENT not in run.data.tags]
+    def results(self, md5: str, by: str = MODEL) -> list[Run]:
+        """The finished runs whose result is that, by rank; more than one only for a moment."""
+        runs = [run for run in self.tagged({by: md5}) if PARENT not in run.data.tags]
         return sorted(filter(_is_finished, runs), key=_rank)
 
-    def since(self, md5: str) -> str:
+    def since(self, md5: str, by: str = MODEL) -> str:
         """A time for SINCE: now, or where a clock is wrong, after those of the runs that are there.
 
         So the run of a result that was found stays the run of it.
         """
-        known = [_since(run) for run in self.tagged({MODEL: md5})]
+        known = [_since(run) for run in self.tagged({by: md5})]
         return str(max([now(), *(since + 1 for since in known)]))
 
-    def evaluations(self, identity: str, md5: str) -> list[Run]:
-        """The runs that hold an evaluation of that file, by rank; as `results`."""
-        return sorted(self.tagged({EVALUATION: identity, MODEL: md5}), key=_rank)
+    def evaluations(self, identity: str, md5: str, by: str = MODEL) -> list[Run]:
+        """The runs that hold an evaluation of that, by rank; as `results`."""
+        return sorted(self.tagged({EVALUATION: identity, by: md5}), key=_rank)
 
     def create_run(
         self,
@@ -394,7 +402,7 @@ class Store:
             run_id: of the run that takes them.
             values: by name.
             model_id: of the logged model.
-            dataset: name and digest, among others.
+            dataset: name and digest, among others; {} if it isn't known.
             time: in ms since 1970.
             class_metrics: how the names begin of those that go into an artifact.
         """
@@ -412,8 +420,8 @@ class Store:
                 time,
                 0,
                 model_id=model_id,
-                dataset_name=dataset["name"],
-                dataset_digest=dataset["digest"],
+                dataset_name=dataset.get("name"),
+                dataset_digest=dataset.get("digest"),
                 run_id=run_id,
             )
             for key, value in values.items()

@@ -35,6 +35,7 @@ RESTART_SECONDS = (1.0, 6.0, 6.0, 6.0)  # how long a sender may take to come up
 HANG_SECONDS = 20.0  # beyond the sender's own time-outs: it is stuck
 STOP_SECONDS = 5.0
 HURRY_SECONDS = 6.0  # without progress: on a busy machine, one that gives way may not get on
+LONGEST_LOOK_SECONDS = 0.2
 HURRIED = "--hurried"
 ENVIRONMENT = ("MLFLOW_", "AWS_", "GOOGLE_", "AZURE_", "DATABRICKS_")
 
@@ -133,16 +134,25 @@ def put_evaluation(
     Args:
         outbox: the outbox.
         identity: hash of what was evaluated, on what, how, and of what came out; if the last
-            evaluation that waits is the same, it is left as it is.
+            such evaluation that waits is the same, it is left as it is.
         document: what the sender needs to know.
         files: copied into the entry, by artifact path.
     """
-    for folder in evaluations(outbox)[-1:]:
+    same = (it for it in evaluations(outbox) if _evaluated(it) == document.get("identity"))
+    for folder in [*same][-1:]:
         if folder.name.endswith(f"-evaluation-{identity[:16]}"):
             return folder
     folder = _named(outbox, "evaluation", identity)
     _create(folder, [{"evaluation": {**document}}], files)
     return folder
+
+
+def _evaluated(folder: Path) -> Any:
+    try:
+        first, _ = next(records(folder), ({}, 0))
+    except DataError:
+        return None
+    return first.get("evaluation", {}).get("identity")
 
 
 def entries(outbox: Path) -> list[Path]:
@@ -323,7 +333,7 @@ def wait(config: Config, patience: float) -> str:
         stuck = time.monotonic() - moved
         if stuck > patience + (0 if failure else HANG_SECONDS):
             return failure or f"{redact(config.store)}: no answer for {stuck:.0f} s"
-        time.sleep(0.02)
+        time.sleep(min(0.02 * len(waiting), LONGEST_LOOK_SECONDS))  # each look reads them all
         store = config.store_id  # which may not have been made before
     return next(filter(None, (rejection(folder, store) for folder in entries(outbox))), "")
 

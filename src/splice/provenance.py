@@ -154,7 +154,7 @@ def how_to_get(root: Path, at: Commit, paths: Mapping[str, tuple[str, str]]) -> 
     origin = _without_credentials(_git(root, "remote", "get-url", "origin") or ".")
     lock = lock_at(root, "HEAD")
     rows = "\n".join(
-        f"- {what}: `{path}`, DVC hash (MD5) `{md5}`\n\n"
+        f"- {f'{what}: ' if what != path else ''}`{path}`, DVC hash (MD5) `{md5}`\n\n"
         f"  `dvc get {origin} {path} --rev {_revision(at, md5, lock)}`\n"
         for what, (path, md5) in paths.items()
     )
@@ -170,10 +170,13 @@ def hash_at(root: Path, revision: str, path: str) -> tuple[str, str] | None:
     identity = _git(root, "rev-parse", "--verify", "--quiet", f"{named}^{{commit}}")
     if not identity:
         return None
-    found = re.search(
-        rf"path: {re.escape(path)}\n\s+hash: md5\n\s+md5: (\w+)", lock_at(root, identity)
-    )
-    return identity, found.group(1) if found else ""
+    return identity, hash_in(lock_at(root, identity), path)
+
+
+def hash_in(lock: str, path: str) -> str:
+    """A file's or folder's hash in the text of a dvc.lock; '' if it has none."""
+    found = re.search(rf"path: {re.escape(path)}\n(?:\s+hash: md5\n)?\s+md5: ([\w.]+)", lock)
+    return found.group(1) if found else ""
 
 
 def lock_at(root: Path, commit: str) -> str:

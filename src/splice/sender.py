@@ -71,7 +71,8 @@ def main(config: Config, *, hurried: bool) -> None:
     environment = outbox.environment(config.home)  # before mlflow adds its own
     status = Status(config.box, environment, hurried)
     status.say("starting", "")
-    forget(config.box, {config.root.name, *_needed(config.box)})
+    needed = {name for entry in outbox.entries(config.box) for name in code_of(entry)}
+    forget(config.box, {config.root.name, *needed})
     from splice.delivery import Restart  # takes seconds: after the lock
 
     try:
@@ -82,12 +83,11 @@ def main(config: Config, *, hurried: bool) -> None:
         os.execve(sys.executable, again, ENVIRONMENT)  # noqa: S606
 
 
-def _needed(folder: Path) -> Iterator[str]:
-    """The code of the entries that are still there."""
-    for entry in outbox.entries(folder):
-        with suppress(DataError):
-            for record, _ in itertools.islice(outbox.records(entry), 1):
-                yield from (str(part.get(CODE)) for part in record.values())
+def code_of(entry: Path) -> Iterator[str]:
+    """The name of the code that an entry needs, if its journal can be read."""
+    with suppress(DataError):
+        for record, _ in itertools.islice(outbox.records(entry), 1):
+            yield from (str(part.get(CODE)) for part in record.values())
 
 
 def _taken(lock: IO[str]) -> bool:

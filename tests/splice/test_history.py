@@ -6,27 +6,35 @@ import signal
 import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
 from mlflow.entities import Run
 
 from foreign import Foreign
+from splice import provenance
 from splice.files import md5
-from splice.mlflow_store import MODEL
+from splice.mlflow_store import MISSING, MODEL, PARENT
 
 
 def with_a_history(project: Foreign) -> dict[str, dict[str, float]]:
-    """Four commits' and two experiments' results of seeds of their own; error and seed by model."""
+    """Commits' and two experiments' results of seeds of their own; error and seed by model.
+
+    The models of commits are measured anew by the next commit, by other code.
+    """
     facts: dict[str, dict[str, float]] = {md5(project.model): {"error": project.error(), "seed": 1}}
     silent = {"SPLICE_TRACKING": "off"}
-    settings = project.root / "pyproject.toml"
-    ours = settings.read_text()
+    settings, code = project.root / "pyproject.toml", project.root / "scripts" / "assess.py"
+    ours, measuring = settings.read_text(), code.read_text()
     for seed in (2, 3):
+        code.write_text(measuring)
         project.params({"fit.seed": seed})
-        project.dvc("repro", **silent)
+        for times in (1, 2):
+            code.write_text(measuring.replace(".mean())", f".mean()) * {times}"))
+            project.dvc("repro", **silent)
+            settings.write_text(ours.partition("[tool.splice]")[0] if seed == 2 else ours)
+            project.commit(f"Seed {seed}, measured {times} times")
+            settings.write_text(ours)
         facts[md5(project.model)] = {"error": project.error(), "seed": seed}
-        settings.write_text(ours.partition("[tool.splice]")[0] if seed == 2 else ours)
-        project.commit(f"Seed {seed}")
-        settings.write_text(ours)
     project.git("tag", "third")
     for name, seed in {"one": 4, "two": 5}.items():
         project.dvc("exp", "run", "--name", name, "-S", f"fit.seed={seed}", **silent)
@@ -37,9 +45,21 @@ def with_a_history(project: Foreign) -> dict[str, dict[str, float]]:
 
 
 def runs_by_model(project: Foreign) -> dict[str, Run]:
-    found = {run.data.tags[MODEL]: run for run in project.runs()}
-    assert len(found) == len(project.runs())
+    own = [run for run in project.runs() if PARENT not in run.data.tags]
+    found = {run.data.tags[MODEL]: run for run in own}
+    assert len(found) == len(own)
     return found
+
+
+def earlier(project: Foreign, run: Run) -> list[Any]:
+    """What was measured of the same model before."""
+    return [
+        child.data.metrics["error"] for child in project.store().tagged({PARENT: run.info.run_id})
+    ]
+
+
+def cached(project: Foreign, hash_: str) -> Path:
+    return project.root / ".dvc/cache/files/md5" / hash_[:2] / hash_[2:]
 
 
 def test_commits_and_experiments_get_one_run_each_even_after_a_kill_and_what_is_lost_is_named(
@@ -47,12 +67,14 @@ def test_commits_and_experiments_get_one_run_each_even_after_a_kill_and_what_is_
 ) -> None:
     facts = with_a_history(foreign)
     (lost,) = (model for model, it in facts.items() if it["seed"] == 2)
-    cached = foreign.root / ".dvc/cache/files/md5" / lost[:2] / lost[2:]
-    cached.rename(tmp_path / "lost")
+    cached(foreign, lost).rename(tmp_path / "lost")
+    curve = provenance.hash_at(foreign.root, "two", "reports/curve.csv")
+    assert curve
+    cached(foreign, curve[1]).rename(tmp_path / "curve")
     (tmp_path / "tmp").mkdir()
     foreign = foreign.with_env(TMPDIR=str(tmp_path / "tmp"))
     listed = foreign.splice("sync", "--history", "--dry-run").stdout
-    assert "4 results of the history have no run yet" in listed
+    assert "6 results of the history have no run yet" in listed
     assert len(foreign.runs()) == 1
     only = foreign.splice("sync", "--history", "--dry-run", "--experiments").stdout
     assert {line.split()[-1] for line in only.splitlines()[1:]} == {"one", "two"}
@@ -71,10 +93,15 @@ def test_commits_and_experiments_get_one_run_each_even_after_a_kill_and_what_is_
     (tmp_path / "tmp").mkdir()
     partly = foreign.splice("sync", "--history", "--wait", "60").stdout
     assert ", 1 can't be" in partly
-    assert "not in the DVC cache: model/plane.npz" in partly
-    shutil.move(tmp_path / "lost", cached)
+    assert "two: not in the DVC cache: reports/curve.csv" in partly
+    without = runs_by_model(foreign)[lost]
+    assert without.data.metrics["error"] == facts[lost]["error"]
+    assert not foreign.store().model_id(without.info.run_id)
+    assert MISSING in without.data.tags
+    shutil.move(tmp_path / "lost", cached(foreign, lost))
+    shutil.move(tmp_path / "curve", cached(foreign, curve[1]))
     wholly = foreign.splice("sync", "--history", "--wait", "60").stdout
-    assert "history: 1 results delivered, 0 can't be" in wholly
+    assert "history: 2 results delivered, 0 can't be" in wholly
 
     runs = runs_by_model(foreign)
     assert {model: run.data.metrics["error"] for model, run in runs.items()} == {
@@ -83,13 +110,19 @@ def test_commits_and_experiments_get_one_run_each_even_after_a_kill_and_what_is_
     for model, run in runs.items():
         assert run.data.params["seed"] == str(facts[model]["seed"])
         assert foreign.store().model_id(run.info.run_id)
+        assert MISSING not in run.data.tags
+        halves = [facts[model]["error"] / 2] if facts[model]["seed"] in (2, 3) else []
+        assert earlier(foreign, run) == halves
         if facts[model]["seed"] not in (1, 3):  # trained here, and what lies here
             assert run.data.tags["origin"] == "restored"
             assert run.info.status == "FINISHED"
             assert len(foreign.curve(run)) == 10
             commit = run.data.tags["git.commit"]
-            date = int(foreign.git("show", "--no-patch", "--format=%ct", commit))
-            assert run.info.start_time == run.info.end_time == 1000 * date
+            for moment, at in (
+                (run.info.start_time, commit),
+                (run.info.end_time, run.data.tags["git.commit.evaluated"]),
+            ):
+                assert moment == 1000 * int(foreign.git("show", "--no-patch", "--format=%ct", at))
             assert model in foreign.git("show", f"{commit}:dvc.lock")
     names = {run.info.run_name for run in runs.values()}
     assert {"one", "two"} <= names
