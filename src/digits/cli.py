@@ -35,7 +35,7 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument(
         "pictures", nargs="+", type=Path, metavar="PICTURE", help="files, and folders of them"
     )
-    predict.add_argument("--model", type=Path, metavar="FILE", help="instead of models/'s")
+    _add_from(predict, "which model; by default that of models/", str(Paths(ROOT).model))
     predict.add_argument(
         "--sure",
         type=float,
@@ -55,6 +55,17 @@ def _parser() -> argparse.ArgumentParser:
     recipe.add_argument("name", metavar="NAME", help="of a file in recipes/")
     recipe.set_defaults(run=_recipe)
     return parser
+
+
+def _add_from(command: argparse.ArgumentParser, what: str, default: str) -> None:
+    command.add_argument(
+        "--from",
+        dest="model",
+        default=default,
+        metavar="WHAT",
+        help=f"{what}. A file; or champion, challenger, a version's number, a run's id or name, "
+        "the hash of a model file",
+    )
 
 
 def _recipe(arguments: argparse.Namespace) -> None:
@@ -77,13 +88,14 @@ def _predict(arguments: argparse.Namespace) -> None:
     from tqdm import tqdm
 
     from digits.predict import Guess, files, predict
+    from digits.source import of
 
     pictures = files(arguments.pictures)
     table = csv.writer(sys.stdout)
     if arguments.csv:
         table.writerow(("picture", "place", *Guess._fields))
     unreadable = 0
-    answers = predict(arguments.model or Paths(ROOT).model, pictures)
+    answers = predict(of(arguments.model), pictures)
     hidden = not sys.stderr.isatty() or sys.stdout.isatty()  # lines are progress enough
     for answer in tqdm(answers, "predict", len(pictures), leave=False, disable=hidden):
         if answer.error:

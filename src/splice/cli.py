@@ -4,25 +4,19 @@ import argparse
 import json
 import os
 import re
-import socket
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from splice import errors, outbox, provenance, rwlock
-from splice.command_line import commands_of
+from splice.command_line import commands_of, listening
 from splice.config import Config
 from splice.errors import DataError, Stale, UserError
 from splice.files import md5
 from splice.join import Join, evaluation_here, metric_name
 from splice.moved import ARTIFACTS, follow
 from splice.redact import redact
-
-if TYPE_CHECKING:
-    from splice.mlflow_store import Store
+from splice.store import reached
 
 HISTORY_AHEAD = 20  # entries that wait in the outbox, each with its files
 EXIT_NOT_VERIFIED = 2  # neither the same nor another result
@@ -199,7 +193,7 @@ def _sync_history(arguments: argparse.Namespace, config: Config) -> None:
     from splice.checkout import cloned
 
     commits = provenance.history(config.root, arguments.since, arguments.experiments)
-    with _store(config) as store:
+    with reached(config) as store:
         todo = [*history.unknown(config, commits, lambda md5: store.run_of_model(md5) is not None)]
     if arguments.dry_run:
         print(f"{len(todo)} results of the history have no run yet:" if todo else "nothing to do")
@@ -251,7 +245,7 @@ def _find(arguments: argparse.Namespace, config: Config) -> None:
     named = provenance.hash_at(config.root, what, config.model)
     if named is not None:
         values += [("git.commit", named[0]), ("dvc.model", named[1])]
-    with _store(config) as store:
+    with reached(config) as store:
         runs = [run for tag, value in values if value for run in store.tagged({tag: value})]
         found = {run.info.run_id: run for run in (*runs, *store.using(value))}
     if not found:
@@ -279,7 +273,7 @@ def _verify(arguments: argparse.Namespace, config: Config) -> None:
     from splice import verify
 
     try:
-        with _store(config) as store:
+        with reached(config) as store:
             known = verify.recorded(store, config, arguments.what)
         changes = " with its uncommitted changes" if known.difference else ""
         print(f"run {known.run_id} ({known.name}): commit {known.commit[:12]}{changes}, in a clone")
@@ -291,7 +285,7 @@ def _verify(arguments: argparse.Namespace, config: Config) -> None:
         print(f"{verdict.word}: {verdict.counts}")
         for name, (before, here) in verdict.differing.items():
             print(f"  {name}: recorded {before}, here {here}")
-        with _store(config) as store:
+        with reached(config) as store:
             store.tag(known.run_id, verdict.tags(packages))
     except UserError as error:
         error.exit_code = EXIT_NOT_VERIFIED
@@ -317,7 +311,7 @@ def _promote(arguments: argparse.Namespace, config: Config) -> None:
 
     test = config.root / config.test
     by = Comparison(config, config.registry, test, config.evaluated_with())
-    with _store(config) as store:
+    with reached(config) as store:
         verdict = promote(
             store,
             by,
@@ -334,7 +328,7 @@ def _promote(arguments: argparse.Namespace, config: Config) -> None:
 def _rollback(arguments: argparse.Namespace, config: Config) -> None:
     from splice.registry import roll_back
 
-    with _store(config) as store:
+    with reached(config) as store:
         version = roll_back(store, config.registry.model, arguments.why)
     print(f"champion is version {version} again")
 
@@ -348,7 +342,7 @@ def _compare(arguments: argparse.Namespace, config: Config) -> None:
     if all(name in known for name in names):
         results = [compare.from_dvc(config, name, known[name][0]) for name in names]
     else:
-        with _store(config) as store:
+        with reached(config) as store:
             results = [
                 compare.from_mlflow(config, store, name, known.get(name, (None, ""))[1])
                 for name in names
@@ -366,8 +360,8 @@ def _unlock(_arguments: argparse.Namespace, config: Config) -> None:
 
 def _ui(arguments: argparse.Namespace, config: Config) -> None:
     if not config.store.startswith("http"):
-        _refuse_if_taken(arguments.host, arguments.port)
-    with _store(config) as store:  # makes it whole; a server, killed early, would leave half of it
+        listening(arguments.host, arguments.port, "splice ui").close()
+    with reached(config) as store:  # makes it whole; a server, killed early, would leave half of it
         columns = config.columns or filter(None, [config.registry.metric])
         view = store.view(config.tracking.experiment, [metric_name(name) for name in columns])
     if config.store.startswith("http"):
@@ -387,29 +381,6 @@ def _ui(arguments: argparse.Namespace, config: Config) -> None:
     python = Path(sys.executable)
     os.chdir(config.home)
     os.execv(python, [str(python), "-m", *command])  # noqa: S606
-
-
-def _refuse_if_taken(host: str, port: int) -> None:
-    try:
-        socket.create_server((host, port)).close()
-    except OSError as error:
-        raise UserError(
-            f"cannot listen on {host}:{port}: {error.strerror or error}; "
-            "choose another, as in `splice ui --port 5001`"
-        ) from error
-
-
-@contextmanager
-def _store(config: Config) -> Iterator["Store"]:
-    from splice.errors import Unreachable
-    from splice.mlflow_store import FAILURES, as_failure, connect
-
-    try:
-        yield connect(config)
-    except Unreachable as error:
-        raise UserError(f"{redact(config.store)}: {error}") from error
-    except FAILURES as error:
-        raise UserError(f"{redact(config.store)}: {as_failure(error)}") from error
 
 
 if __name__ == "__main__":

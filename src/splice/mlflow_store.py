@@ -49,6 +49,7 @@ from splice.files import remove_abandoned, sync
 from splice.moved import ARTIFACTS, TAG, follow
 from splice.outbox import now
 from splice.redact import redact
+from splice.store import Logged
 
 # Tags: the names under which runs are found again.
 MODEL, SINCE = "dvc.model", "dvc.model.since"  # in ms since 1970
@@ -497,19 +498,18 @@ class Store:
         """A registered version, if there is one."""
         return _if_there(self.client.get_model_version, name, version)
 
-    def loaded(self, version: ModelVersion) -> Callable[[Any], Any]:
-        """What a registered version answers to inputs."""
+    def loaded(self, address: str) -> Logged:
+        """A logged model, as `models:/m-…` names it."""
         import mlflow
 
-        named = os.environ.get("MLFLOW_TRACKING_URI")
+        before = os.environ.get("MLFLOW_TRACKING_URI")
         mlflow.set_tracking_uri(self.uri)  # sets that variable, by which a project finds its store
         try:
             with tempfile.TemporaryDirectory() as copy:  # a path that means the same when decoded
-                model = mlflow.pyfunc.load_model(version.source, dst_path=copy)
+                model = mlflow.pyfunc.load_model(address, dst_path=copy)
         finally:
-            mlflow.set_tracking_uri(named)  # type: ignore[arg-type]  # None unsets it
-        predict: Callable[[Any], Any] = model.predict
-        return predict
+            mlflow.set_tracking_uri(before)  # type: ignore[arg-type]  # None unsets it
+        return Logged(model.predict, model.metadata.metadata or {})
 
     def alias(self, name: str, alias: str) -> ModelVersion | None:
         """The version that an alias names, if there is one."""
