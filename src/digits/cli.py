@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import splice.errors
-from digits.errors import DataError, ParameterError
+from digits.errors import DataError, ParameterError, UserError
 from digits.paths import ROOT, Paths
 from splice.command_line import commands_of
 
 EXAMPLES = {  # the arguments of one for each command's help
     "predict": "seven.png scan.jpg",
+    "export": "--onnx digits.onnx",
     "check": "",
     "data": "",
     "recipe": "fast",
@@ -47,6 +48,17 @@ def _parser() -> argparse.ArgumentParser:
     form.add_argument("--json", action="store_true", help="a line of JSON for each picture")
     form.add_argument("--csv", action="store_true", help="a row for each thing found on a picture")
     predict.set_defaults(run=_predict)
+    export = add("export", help="the model as a file for other programs")
+    export.add_argument(
+        "--onnx",
+        nargs="?",
+        const=Paths(ROOT).model.with_suffix(".onnx"),
+        required=True,
+        type=Path,
+        metavar="FILE",
+        help="in ONNX's format, to that file, or beside models/'s",
+    )
+    export.set_defaults(run=_export)
     check = add("check", help="whether params.yaml says what it may")
     check.set_defaults(run=_check)
     data = add("data", help="of which data set the results are, if not as asked")
@@ -110,6 +122,23 @@ def _predict(arguments: argparse.Namespace) -> None:
             print(f"{answer.path}: {_in_words(answer.guesses, arguments.sure)}")
     if unreadable:
         raise DataError(f"{unreadable:,} of {len(pictures):,} pictures could not be read")
+
+
+def _export(arguments: argparse.Namespace) -> None:
+    import torch
+
+    from digits.data import dataset
+    from digits.model.weights import load_net
+
+    try:
+        from digits.model import onnx
+    except ModuleNotFoundError as error:
+        raise UserError(f"there is no package {error.name}; `make setup` installs it") from error
+    paths = Paths(ROOT)
+    net, description = load_net(paths.model)
+    images = torch.from_numpy(dataset.read(paths.split("test")).images)
+    apart = onnx.export(net, description, images, arguments.onnx)
+    print(f"{arguments.onnx}: answers to {len(images):,} test images within {apart:.1g} of torch's")
 
 
 def _in_words(guesses: "list[Guess]", sure: float) -> str:
