@@ -13,6 +13,7 @@ from splice.command_line import commands_of
 
 EXAMPLES = {  # the arguments of one for each command's help
     "predict": "seven.png scan.jpg",
+    "serve": "--port 5005",
     "export": "--onnx digits.onnx",
     "check": "",
     "data": "",
@@ -48,6 +49,15 @@ def _parser() -> argparse.ArgumentParser:
     form.add_argument("--json", action="store_true", help="a line of JSON for each picture")
     form.add_argument("--csv", action="store_true", help="a row for each thing found on a picture")
     predict.set_defaults(run=_predict)
+    serve = add("serve", help="answer over HTTP, by MLflow's server")
+    _add_from(serve, "which model; by default the champion, else the challenger, else models/'s")
+    serve.add_argument(
+        "--host", default="127.0.0.1", help="to listen on; 127.0.0.1: this machine's"
+    )
+    serve.add_argument(
+        "--port", type=int, default=5001, help="5001, if none is given; 0: a free one"
+    )
+    serve.set_defaults(run=_serve)
     export = add("export", help="the model as a file for other programs")
     export.add_argument(
         "--onnx",
@@ -69,7 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_from(command: argparse.ArgumentParser, what: str, default: str) -> None:
+def _add_from(command: argparse.ArgumentParser, what: str, default: str | None = None) -> None:
     command.add_argument(
         "--from",
         dest="model",
@@ -122,6 +132,12 @@ def _predict(arguments: argparse.Namespace) -> None:
             print(f"{answer.path}: {_in_words(answer.guesses, arguments.sure)}")
     if unreadable:
         raise DataError(f"{unreadable:,} of {len(pictures):,} pictures could not be read")
+
+
+def _serve(arguments: argparse.Namespace) -> None:
+    from digits.serve import serve
+
+    serve(arguments.host, arguments.port, arguments.model)
 
 
 def _export(arguments: argparse.Namespace) -> None:
