@@ -16,7 +16,7 @@ EMPTY := : > $(MARK) && find .venv -mindepth 1 -maxdepth 1 ! -path $(MARK) -exec
 # An environment's files name the folder that it was made in: moved or copied, it is made anew.
 MADE_ELSEWHERE := $(shell [ "$$(cat $(MARK) 2>/dev/null)" = "$$(pwd -P)" ] || echo made-elsewhere)
 
-.PHONY: help setup repro recipe original sync test check format lock ui bench kills outages races
+.PHONY: help setup repro recipe original sync test check format lock ui serve bench kills outages races
 .PHONY: experiments report fuzz rename clean made-elsewhere
 
 help:                       ## this list
@@ -83,6 +83,9 @@ lock: setup                 ## make requirements.lock anew
 
 ui: setup                   ## MLflow's pages on 127.0.0.1:5000
 	$(BIN)/python -m splice.cli ui
+
+serve: setup                ## the champion behind HTTP on 127.0.0.1:5001
+	@$(BIN)/python -m digits.cli serve
 
 bench: setup                ## the benchmarks
 	$(BIN)/python benchmarks/run.py $(if $(QUICK),--quick)

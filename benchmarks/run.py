@@ -28,6 +28,7 @@ import torch
 import baselines
 import folder
 import mnist
+import serving
 from accuracy import measure
 from digits.training.device import prepare
 from digits.training.engine import for_answers, for_training
@@ -286,6 +287,27 @@ def own_images(images: int) -> list[Figure]:
     ]
 
 
+def served(seconds: float) -> list[Figure]:
+    """`digits serve` under load, and onnxruntime, with the model of a short pipeline."""
+    with _project() as ours:
+        _prepared(ours, tracking=True, dataset="mnist-5k")
+        _run(["dvc", "repro"], ours, os.environ)
+        held = serving.measure(ours, seconds)
+    full, plain = (
+        "; ".join(f"{images} images a request: {load}" for images, load in loads.items())
+        for loads in (held.full, held.plain)
+    )
+    return [
+        Figure(
+            f"p99 of one image, {serving.RATE} requests a second (ms)",
+            held.steady.p99,
+            15,
+            f"{held.steady}; as many as are answered: {full}; plain torch in a loop: {plain}",
+        ),
+        Figure("onnxruntime, one image (ms)", held.onnx.p50, 1, str(held.onnx)),
+    ]
+
+
 def _by_the_docs() -> tuple[float, dict[str, float]]:
     with tempfile.TemporaryDirectory() as folder, _mirror() as address:
         project = Path(folder, "project")
@@ -475,6 +497,7 @@ WHOLE: tuple[Callable[[], list[Figure]], ...] = (
     partial(nothing_to_do, 7),
     preprocess_memory,
     partial(own_images, 100_000),
+    partial(served, 10),
 )
 QUICK: tuple[Callable[[], list[Figure]], ...] = (  # in three minutes tracking can't be told apart
     partial(epoch, 1, images=12_000),
@@ -485,6 +508,7 @@ QUICK: tuple[Callable[[], list[Figure]], ...] = (  # in three minutes tracking c
     partial(nothing_to_do, 3),
     preprocess_memory,
     partial(own_images, 20_000),
+    partial(served, 3),
 )
 
 

@@ -7,13 +7,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import splice.errors
-from digits.errors import DataError, ParameterError
+from digits.errors import DataError, ParameterError, UserError
 from digits.paths import ROOT, Paths
 from splice.command_line import commands_of
 from splice.compare import WORKSPACE
 
 EXAMPLES = {  # the arguments of one for each command's help
     "predict": "seven.png scan.jpg",
+    "serve": "--port 5005",
+    "export": "--onnx digits.onnx",
     "check": "",
     "data": "",
     "recipe": "fast",
@@ -37,7 +39,7 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument(
         "pictures", nargs="+", type=Path, metavar="PICTURE", help="files, and folders of them"
     )
-    predict.add_argument("--model", type=Path, metavar="FILE", help="instead of models/'s")
+    _add_from(predict, "which model; by default that of models/", str(Paths(ROOT).model))
     predict.add_argument(
         "--sure",
         type=float,
@@ -49,6 +51,26 @@ def _parser() -> argparse.ArgumentParser:
     form.add_argument("--json", action="store_true", help="a line of JSON for each picture")
     form.add_argument("--csv", action="store_true", help="a row for each thing found on a picture")
     predict.set_defaults(run=_predict)
+    serve = add("serve", help="answer over HTTP, by MLflow's server")
+    _add_from(serve, "which model; by default the champion, else the challenger, else models/'s")
+    serve.add_argument(
+        "--host", default="127.0.0.1", help="to listen on; 127.0.0.1: this machine's"
+    )
+    serve.add_argument(
+        "--port", type=int, default=5001, help="5001, if none is given; 0: a free one"
+    )
+    serve.set_defaults(run=_serve)
+    export = add("export", help="the model as a file for other programs")
+    export.add_argument(
+        "--onnx",
+        nargs="?",
+        const=Paths(ROOT).model.with_suffix(".onnx"),
+        required=True,
+        type=Path,
+        metavar="FILE",
+        help="in ONNX's format, to that file, or beside models/'s",
+    )
+    export.set_defaults(run=_export)
     check = add("check", help="whether params.yaml says what it may")
     check.set_defaults(run=_check)
     data = add("data", help="of which data set the results are, if not as asked")
@@ -71,6 +93,17 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_from(command: argparse.ArgumentParser, what: str, default: str | None = None) -> None:
+    command.add_argument(
+        "--from",
+        dest="model",
+        default=default,
+        metavar="WHAT",
+        help=f"{what}. A file; or champion, challenger, a version's number, a run's id or name, "
+        "the hash of a model file",
+    )
+
+
 def _recipe(arguments: argparse.Namespace) -> None:
     """Hand over to DVC: an experiment in a folder of its own."""
     from digits.params import overrides
@@ -91,13 +124,14 @@ def _predict(arguments: argparse.Namespace) -> None:
     from tqdm import tqdm
 
     from digits.predict import Guess, files, predict
+    from digits.source import of
 
     pictures = files(arguments.pictures)
     table = csv.writer(sys.stdout)
     if arguments.csv:
         table.writerow(("picture", "place", *Guess._fields))
     unreadable = 0
-    answers = predict(arguments.model or Paths(ROOT).model, pictures)
+    answers = predict(of(arguments.model), pictures)
     hidden = not sys.stderr.isatty() or sys.stdout.isatty()  # lines are progress enough
     for answer in tqdm(answers, "predict", len(pictures), leave=False, disable=hidden):
         if answer.error:
@@ -112,6 +146,29 @@ def _predict(arguments: argparse.Namespace) -> None:
             print(f"{answer.path}: {_in_words(answer.guesses, arguments.sure)}")
     if unreadable:
         raise DataError(f"{unreadable:,} of {len(pictures):,} pictures could not be read")
+
+
+def _serve(arguments: argparse.Namespace) -> None:
+    from digits.serve import serve
+
+    serve(arguments.host, arguments.port, arguments.model)
+
+
+def _export(arguments: argparse.Namespace) -> None:
+    import torch
+
+    from digits.data import dataset
+    from digits.model.weights import load_net
+
+    try:
+        from digits.model import onnx
+    except ModuleNotFoundError as error:
+        raise UserError(f"there is no package {error.name}; `make setup` installs it") from error
+    paths = Paths(ROOT)
+    net, description = load_net(paths.model)
+    images = torch.from_numpy(dataset.read(paths.split("test")).images)
+    apart = onnx.export(net, description, images, arguments.onnx)
+    print(f"{arguments.onnx}: answers to {len(images):,} test images within {apart:.1g} of torch's")
 
 
 def _in_words(guesses: "list[Guess]", sure: float) -> str:

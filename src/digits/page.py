@@ -24,6 +24,7 @@ from digits.evaluation.report import CARD, FIGURES, FILTERS
 from digits.training.history import EPOCH_COLUMNS
 from splice import Config, compare
 from splice.files import write_text
+from splice.store import reached
 
 COLOURS = (plots.BLUE, plots.ORANGE, "#3d9970", "#b5589b", "#a58c2a", "#7f6fd0")
 MARKERS = "os^Dv*"
@@ -119,9 +120,7 @@ def _take_from_dvc(config: Config, commit: str, folder: Path) -> None:
 
 
 def _take_from_mlflow(config: Config, name: str, folder: Path) -> None:
-    from splice.mlflow_store import opened
-
-    with opened(config) as store:
+    with reached(config) as store:
         (run,) = store.named(name)
         store.download(str(run.info.run_id), folder)
 

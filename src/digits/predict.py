@@ -3,23 +3,18 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from digits import params
 from digits.data.folder import PICTURES
 from digits.data.picture import opened, read_picture
 from digits.errors import DataError
-from digits.model.weights import load_net
-from digits.training.engine import for_answers
+from digits.source import BATCH, Bytes, Floats, Source
 
-BATCH = 500  # pictures
-
-Bytes = npt.NDArray[np.uint8]
-Read = Callable[[Path], list[Bytes]]
+Read = Callable[[Path | BinaryIO], list[Bytes]]
 
 
 class Guess(NamedTuple):
@@ -59,14 +54,9 @@ def files(given: Sequence[Path]) -> list[Path]:
     return found
 
 
-def predict(model: Path, pictures: Sequence[Path]) -> Iterator[Answer]:
-    """What a model file takes pictures for, on the CPU, in their order and within bounded memory.
-
-    Raises:
-        DataError: the model is missing, damaged or something else.
-    """
-    net, description = load_net(model)
-    names, read = list(map(str, description["classes"])), reader_for(description)
+def predict(model: Source, pictures: Sequence[Path]) -> Iterator[Answer]:
+    """What a model takes pictures for, in their order and within bounded memory."""
+    names, read = list(map(str, model.description["classes"])), reader_for(model.description)
     for start in range(0, len(pictures), BATCH):
         images: list[Bytes] = []
         counts: list[int] = []
@@ -80,21 +70,24 @@ def predict(model: Path, pictures: Sequence[Path]) -> Iterator[Answer]:
             images += found
             counts.append(len(found))
             errors.append(error)
-        guesses = _guesses(net, images, names)
+        guesses = _guesses(model, images, names)
         for path, count, error in zip(pictures[start:], counts, errors, strict=False):
             yield Answer(path, [next(guesses) for _ in range(count)], error)
 
 
-def _guesses(net: torch.nn.Module, images: list[Bytes], names: list[str]) -> Iterator[Guess]:
+def _guesses(model: Source, images: list[Bytes], names: list[str]) -> Iterator[Guess]:
     if not images:
         return
-    pixels = torch.from_numpy(np.stack(images))
-    output = for_answers(net, pixels).log_probabilities(net, pixels, BATCH)
-    best = output.double().exp().topk(2)
-    for (first, second), (most, less) in zip(
-        best.indices.tolist(), best.values.tolist(), strict=True
-    ):
-        yield Guess(names[first], most, names[second], less)
+    for row in probabilities(model.log_probabilities(np.stack(images))):
+        *_, second, first = np.argsort(row, kind="stable")
+        yield Guess(names[first], float(row[first]), names[second], float(row[second]))
+
+
+def probabilities(log_probabilities: Floats) -> npt.NDArray[np.float64]:
+    """Of log-probabilities `[N, classes]`; each row sums to 1."""
+    raised = np.exp(log_probabilities.astype(np.float64))
+    shares: npt.NDArray[np.float64] = raised / raised.sum(1, keepdims=True)
+    return shares
 
 
 def reader_for(description: Mapping[str, Any]) -> Read:
@@ -106,7 +99,7 @@ def reader_for(description: Mapping[str, Any]) -> Read:
     return partial(_drawn, shape=shape)
 
 
-def _drawn(path: Path, shape: tuple[int, int, int]) -> list[Bytes]:
+def _drawn(path: Path | BinaryIO, shape: tuple[int, int, int]) -> list[Bytes]:
     """Light drawings on black, as MNIST's are, of dark ones on paper or light ones on dark ground.
 
     One of the very size is the image itself; on another, what is drawn is looked for.

@@ -163,13 +163,7 @@ class Clone:
 
     def cache(self) -> Path:
         """The folder of the workspace's DVC cache."""
-        command = [sys.executable, "-m", "dvc", "cache", "dir"]
-        done = subprocess.run(
-            command, cwd=self.workspace, env=self.env, capture_output=True, text=True
-        )
-        if done.returncode:
-            raise UserError(f"`dvc cache dir` failed: {done.stderr.strip()}")
-        return Path(done.stdout.strip())
+        return cache_folder(self.workspace, self.env)
 
     def _stages(self) -> dict[str, Any]:
         path = self.root / PIPELINE
@@ -194,6 +188,25 @@ def cloned(root: Path) -> Iterator[Clone]:
         yield Clone(root, top, top / _must(root, "rev-parse", "--show-prefix").strip(), env)
 
 
+def cache_folder(root: Path, env: Mapping[str, str] | None = None) -> Path:
+    """The folder of a project's DVC cache.
+
+    Raises:
+        UserError: DVC doesn't say, as where there is no project of its.
+    """
+    command = [sys.executable, "-m", "dvc", "cache", "dir"]
+    done = subprocess.run(command, cwd=root, env=env, capture_output=True, text=True)
+    if done.returncode:
+        raise UserError(f"`dvc cache dir` failed: {done.stderr.strip()}")
+    return Path(done.stdout.strip())
+
+
+def kept(cache: Path, hash_: str) -> Path | None:
+    """The file of a DVC cache that has this hash; None if it isn't there."""
+    places = (folder / hash_[:2] / hash_[2:] for folder in (cache / "files" / "md5", cache))
+    return next(filter(Path.exists, places), None)  # the second is where DVC 2 kept it
+
+
 def outputs(lock: str) -> dict[str, str]:
     """DVC's hashes of a pipeline's outputs, by path, as the text of its dvc.lock has them."""
     stages = (yaml.safe_load(lock) or {}).get("stages", {}).values()
@@ -206,26 +219,21 @@ def _hashes(document: Mapping[str, Any]) -> dict[str, str]:
 
 def is_cached(cache: Path, hash_: str) -> bool:
     """Whether a DVC cache holds a file, or a folder with all that is in it."""
-    kept = _kept(cache, hash_)
-    if kept is None or not hash_.endswith(".dir"):
-        return kept is not None
-    return all(_kept(cache, part["md5"]) for part in json.loads(kept.read_text(encoding="utf-8")))
-
-
-def _kept(cache: Path, hash_: str) -> Path | None:
-    places = (folder / hash_[:2] / hash_[2:] for folder in (cache / "files" / "md5", cache))
-    return next(filter(Path.exists, places), None)  # the second is where DVC 2 kept it
+    found = kept(cache, hash_)
+    if found is None or not hash_.endswith(".dir"):
+        return found is not None
+    return all(kept(cache, part["md5"]) for part in json.loads(found.read_text(encoding="utf-8")))
 
 
 def _link(cache: Path, hash_: str, target: Path) -> bool:
-    kept = _kept(cache, hash_)
-    if kept is None:
+    source = kept(cache, hash_)
+    if source is None:
         return False
     if hash_.endswith(".dir"):
-        parts = json.loads(kept.read_text(encoding="utf-8"))
+        parts = json.loads(source.read_text(encoding="utf-8"))
         return all(_link(cache, part["md5"], target / part["relpath"]) for part in parts)
     target.parent.mkdir(parents=True, exist_ok=True)
-    target.symlink_to(kept)
+    target.symlink_to(source)
     return True
 
 

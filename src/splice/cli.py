@@ -4,25 +4,19 @@ import argparse
 import json
 import os
 import re
-import socket
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from splice import errors, outbox, provenance, rwlock
-from splice.command_line import commands_of
+from splice.command_line import commands_of, listening
 from splice.config import Config
 from splice.errors import DataError, Stale, UserError
 from splice.files import md5
 from splice.join import Join, evaluation_here, metric_name
 from splice.moved import ARTIFACTS, follow
 from splice.redact import redact
-
-if TYPE_CHECKING:
-    from splice.mlflow_store import Store
+from splice.store import reached
 
 HISTORY_AHEAD = 20  # entries that wait in the outbox, each with its files
 EXIT_NOT_VERIFIED = 2  # neither the same nor another result
@@ -213,7 +207,7 @@ def _sync_history(arguments: argparse.Namespace, config: Config) -> None:
     skipped, count = [], 0
     with cloned(config.root) as clone:
         cache = clone.cache()
-        with _store(config) as store:
+        with reached(config) as store:
             todo = history.unknown(config, commits, store, cache)
         if arguments.dry_run:
             count = sum(len(past.hashes) for past in todo)
@@ -286,7 +280,7 @@ def _find(arguments: argparse.Namespace, config: Config) -> None:
 
             for subject in recorded.of_commit(config, named[0]):
                 values.append(("dvc.model" if subject.path else "dvc.outputs", subject.hash))
-    with _store(config) as store:
+    with reached(config) as store:
         runs = [run for tag, value in values if value for run in store.tagged({tag: value})]
         found = {run.info.run_id: run for run in (*runs, *store.using(value))}
     if not found:
@@ -314,7 +308,7 @@ def _verify(arguments: argparse.Namespace, config: Config) -> None:
     from splice import verify
 
     try:
-        with _store(config) as store:
+        with reached(config) as store:
             known = verify.recorded(store, config, arguments.what)
         changes = " with its uncommitted changes" if known.difference else ""
         print(f"run {known.run_id} ({known.name}): commit {known.commit[:12]}{changes}, in a clone")
@@ -326,7 +320,7 @@ def _verify(arguments: argparse.Namespace, config: Config) -> None:
         print(f"{verdict.word}: {verdict.counts}")
         for name, (before, here) in verdict.differing.items():
             print(f"  {name}: recorded {before}, here {here}")
-        with _store(config) as store:
+        with reached(config) as store:
             store.tag(known.run_id, verdict.tags(packages))
     except UserError as error:
         error.exit_code = EXIT_NOT_VERIFIED
@@ -352,7 +346,7 @@ def _promote(arguments: argparse.Namespace, config: Config) -> None:
 
     test = config.root / config.test
     by = Comparison(config, config.registry, test, config.evaluated_with())
-    with _store(config) as store:
+    with reached(config) as store:
         verdict = promote(
             store,
             by,
@@ -369,7 +363,7 @@ def _promote(arguments: argparse.Namespace, config: Config) -> None:
 def _rollback(arguments: argparse.Namespace, config: Config) -> None:
     from splice.registry import roll_back
 
-    with _store(config) as store:
+    with reached(config) as store:
         version = roll_back(store, config.registry.model, arguments.why)
     print(f"champion is version {version} again")
 
@@ -411,8 +405,8 @@ def _unlock(_arguments: argparse.Namespace, config: Config) -> None:
 
 def _ui(arguments: argparse.Namespace, config: Config) -> None:
     if not config.store.startswith("http"):
-        _refuse_if_taken(arguments.host, arguments.port)
-    with _store(config) as store:  # makes it whole; a server, killed early, would leave half of it
+        listening(arguments.host, arguments.port, "splice ui").close()
+    with reached(config) as store:  # makes it whole; a server, killed early, would leave half of it
         columns = config.columns or filter(None, [config.registry.metric])
         view = store.view(config.tracking.experiment, [metric_name(name) for name in columns])
     if config.store.startswith("http"):
@@ -432,24 +426,6 @@ def _ui(arguments: argparse.Namespace, config: Config) -> None:
     python = Path(sys.executable)
     os.chdir(config.home)
     os.execv(python, [str(python), "-m", *command])  # noqa: S606
-
-
-def _refuse_if_taken(host: str, port: int) -> None:
-    try:
-        socket.create_server((host, port)).close()
-    except OSError as error:
-        raise UserError(
-            f"cannot listen on {host}:{port}: {error.strerror or error}; "
-            "choose another, as in `splice ui --port 5001`"
-        ) from error
-
-
-@contextmanager
-def _store(config: Config) -> Iterator["Store"]:
-    from splice.mlflow_store import opened  # slow
-
-    with opened(config) as store:
-        yield store
 
 
 if __name__ == "__main__":

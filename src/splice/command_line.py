@@ -1,8 +1,11 @@
 """What the two command lines have in common: a version, and help with an example."""
 
 import argparse
+import socket
 from collections.abc import Callable, Mapping
 from typing import Any
+
+from splice.errors import UserError
 
 
 class Version(argparse.Action):
@@ -38,3 +41,23 @@ def commands_of(
         )
 
     return add
+
+
+def listening(host: str, port: int, command: str) -> socket.socket:
+    """A socket that listens on a port, 0 for any that is free.
+
+    Args:
+        host: address of this machine.
+        port: number.
+        command: that is said to take another one, as in `splice ui`.
+
+    Raises:
+        UserError: the port is taken, or not for everybody.
+    """
+    try:
+        return socket.create_server((host, port))
+    except (OSError, OverflowError) as error:
+        raise UserError(
+            f"cannot listen on {host}:{port}: {getattr(error, 'strerror', None) or error}; "
+            f"choose another, as in `{command} --port 5005`"
+        ) from error

@@ -16,6 +16,7 @@ from splice import provenance
 from splice.config import Config
 from splice.errors import UserError
 from splice.files import md5
+from splice.store import reached
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -61,9 +62,7 @@ def read(config: Config, names: Sequence[str]) -> list[Result]:
     known = in_git(config, names)
     if len(known) == len({*names}):
         return [from_dvc(config, name, known[name][0]) for name in names]
-    from splice.mlflow_store import opened
-
-    with opened(config) as store:
+    with reached(config) as store:
         return [from_mlflow(config, store, name, known.get(name, (None, ""))[1]) for name in names]
 
 

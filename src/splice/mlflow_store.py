@@ -10,8 +10,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote
@@ -50,6 +49,7 @@ from splice.files import remove_abandoned, sync
 from splice.moved import ARTIFACTS, TAG, follow
 from splice.outbox import now
 from splice.redact import redact
+from splice.store import Logged
 
 # Tags: the names under which runs are found again.
 MODEL, SINCE = "dvc.model", "dvc.model.since"  # in ms since 1970
@@ -510,19 +510,18 @@ class Store:
         """A registered version, if there is one."""
         return _if_there(self.client.get_model_version, name, version)
 
-    def loaded(self, version: ModelVersion) -> Callable[[Any], Any]:
-        """What a registered version answers to inputs."""
+    def loaded(self, address: str) -> Logged:
+        """A logged model, as `models:/m-…` names it."""
         import mlflow
 
-        named = os.environ.get("MLFLOW_TRACKING_URI")
+        before = os.environ.get("MLFLOW_TRACKING_URI")
         mlflow.set_tracking_uri(self.uri)  # sets that variable, by which a project finds its store
         try:
             with tempfile.TemporaryDirectory() as copy:  # a path that means the same when decoded
-                model = mlflow.pyfunc.load_model(version.source, dst_path=copy)
+                model = mlflow.pyfunc.load_model(address, dst_path=copy)
         finally:
-            mlflow.set_tracking_uri(named)  # type: ignore[arg-type]  # None unsets it
-        predict: Callable[[Any], Any] = model.predict
-        return predict
+            mlflow.set_tracking_uri(before)  # type: ignore[arg-type]  # None unsets it
+        return Logged(model.predict, model.metadata.metadata or {})
 
     def alias(self, name: str, alias: str) -> ModelVersion | None:
         """The version that an alias names, if there is one."""
@@ -552,21 +551,6 @@ def _if_there(get: Callable[..., Found], *which: str) -> Found | None:
         if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             return None
         raise
-
-
-@contextmanager
-def opened(config: Config) -> Iterator[Store]:
-    """The store, for what somebody waits for: a failure of it is one line.
-
-    Raises:
-        UserError: it isn't there, or refuses.
-    """
-    try:
-        yield connect(config)
-    except Unreachable as error:
-        raise UserError(f"{redact(config.store)}: {error}") from error
-    except FAILURES as error:
-        raise UserError(f"{redact(config.store)}: {as_failure(error)}") from error
 
 
 def connect(config: Config) -> Store:

@@ -200,7 +200,7 @@ def _measured(store: Store, version: Any, by: Comparison) -> dict[str, float]:
             f"version {version.version} was never evaluated on {by.test}, and `measure` of "
             "[tool.splice] in pyproject.toml names no function that does; name one"
         )
-    evaluation = measure(store.loaded(version), by.test, by.settings)
+    evaluation = measure(store.loaded(version.source).predict, by.test, by.settings)
     values = {metric_name(name): value for name, value in evaluation.metrics.items()}
     evaluation = replace(evaluation, metrics=values)
     data = evaluation.data(by.config.test).record(test)

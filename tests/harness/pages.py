@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "src"))
 
 from digits.paths import ROOT, Paths
 from digits.predict import predict
+from digits.source import of_file
 
 FONTS = Path(mpl.get_data_path()) / "fonts" / "ttf"
 SANS = ("DejaVuSans", "DejaVuSans-Oblique", "DejaVuSansMono", "DejaVuSans-Bold", "cmtt10", "cmss10")
@@ -68,6 +69,7 @@ def main() -> None:
     parser.add_argument("--pages", type=int, default=1000, help="of each kind")
     parser.add_argument("--model", type=Path, default=Paths(ROOT).model)
     arguments = parser.parse_args()
+    model = of_file(arguments.model, "")
     dice = np.random.default_rng(1)
     for kind, fonts in (("sans", SANS), ("serif", SERIF)):
         right, wrong = 0, Counter[str]()
@@ -78,7 +80,7 @@ def main() -> None:
                 pixels = page(dice, truths[-1], fonts[number % len(fonts)], photo=number % 3 > 0)
                 paths.append(Path(folder, f"{number}.png"))
                 Image.fromarray(pixels).save(paths[-1])
-            for truth, answer in zip(truths, predict(arguments.model, paths), strict=True):
+            for truth, answer in zip(truths, predict(model, paths), strict=True):
                 said = "".join(guess.name for guess in answer.guesses)
                 right += said == truth
                 wrong.update([f"{truth} as {said or 'nothing'}"] if said != truth else [])

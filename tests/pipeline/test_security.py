@@ -12,6 +12,7 @@ import psutil
 import pytest
 
 from conftest import Project
+from digits.cli import _parser as serving
 from machine import family, is_saved, started, training, until
 from servers import free_port
 from splice.cli import _parser
@@ -106,6 +107,7 @@ def test_a_pickle_planted_as_checkpoint_is_refused_and_training_starts_anew(
 
 
 def test_the_pages_are_served_to_this_machine_alone_unless_told_otherwise() -> None:
+    assert serving().parse_args(["serve"]).host == "127.0.0.1"
     assert _parser().parse_args(["ui"]).host == "127.0.0.1"
 
 

@@ -38,7 +38,7 @@ def answers(project: Project, version: str) -> int:
     found = store.version("mnist-net", version)
     assert found is not None
     images = dataset.read(project.root / "data/processed/test.safetensors").images[:2]
-    return int(np.asarray(store.loaded(found)(images)).shape[1])
+    return int(np.asarray(store.loaded(str(found.source)).predict(images)).shape[1])
 
 
 def test_a_moved_project_keeps_its_models_and_a_copy_leaves_the_original_as_it_is(

@@ -16,7 +16,7 @@ from functools import partial
 from math import prod
 from multiprocessing import get_context, parent_process
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import BinaryIO, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -54,13 +54,13 @@ class Block(NamedTuple):
     reasons: list[str]
 
 
-def read_picture(path: Path, shape: Sequence[int], fit: Fit = "pad") -> Bytes:
+def read_picture(path: Path | BinaryIO, shape: Sequence[int], fit: Fit = "pad") -> Bytes:
     """A picture as uint8 `[channels, height, width]`, one channel or three.
 
     Another size is brought to this one by Lanczos's filter, keeping its proportions.
 
     Args:
-        path: of the file.
+        path: of the file; or the file, opened.
         shape: channels, height, width.
         fit: `pad`: whole, with black beside it; `crop`: its middle.
 
@@ -74,7 +74,7 @@ def read_picture(path: Path, shape: Sequence[int], fit: Fit = "pad") -> Bytes:
     return np.array(found, np.uint8).reshape(height, width, channels).transpose(2, 0, 1)
 
 
-def opened(path: Path, channels: int, side: int | None = None) -> Image.Image:
+def opened(path: Path | BinaryIO, channels: int, side: int | None = None) -> Image.Image:
     """A picture as it is, grey or in colour, 8 bits a channel.
 
     It is turned as its EXIF data say, what is transparent counts as white paper, and of several
@@ -91,26 +91,27 @@ def opened(path: Path, channels: int, side: int | None = None) -> Image.Image:
     """
     if channels not in (1, 3):
         raise DataError(f"the model takes {channels} channels; pictures have 1 or 3")
-    if not path.is_file():
+    said = path if isinstance(path, Path) else "the picture"
+    if isinstance(path, Path) and not path.is_file():
         raise DataError(f"{path} is no file; give the path of a picture")
     mode = "L" if channels == 1 else "RGB"
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with path.open("rb") as file, Image.open(file, formats=FORMATS) as picture:
+            with Image.open(path, formats=FORMATS) as picture:
                 if picture.width * picture.height > MAX_PIXELS:
                     raise Image.DecompressionBombError
                 if side is not None:
                     picture.draft(mode, (side, side))
                 return _converted(ImageOps.exif_transpose(picture), mode)
     except Image.DecompressionBombError as error:
-        raise DataError(f"{path} has more than {MAX_PIXELS:,} pixels; make it smaller") from error
+        raise DataError(f"{said} has more than {MAX_PIXELS:,} pixels; make it smaller") from error
     except Exception as error:
         if isinstance(error, OSError) and error.errno is not None:
-            raise DataError(f"cannot read {path}: {error.strerror}; make it readable") from error
+            raise DataError(f"cannot read {said}: {error.strerror}; make it readable") from error
         # Pillow's decoders raise whatever a damaged file makes of them.
         raise DataError(
-            f"{path} is damaged or no picture ({', '.join(FORMATS)}); save it anew as PNG"
+            f"{said} is damaged or no picture ({', '.join(FORMATS)}); save it anew as PNG"
         ) from error
 
 

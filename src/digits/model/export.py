@@ -2,6 +2,7 @@
 
 import io
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +33,12 @@ def export(model: Path, example: Any, folder: Path) -> None:
         DataError: the file holds no Net.
     """
     net, description = load_net(model)
-    _save(net, len(description["classes"]), np.array(example, np.uint8), folder)
+    _save(net, description, np.array(example, np.uint8), folder)
 
 
 def warm_up(folder: Path) -> None:
     """Export a small network, so that the real one is exported in a moment when it comes."""
-    _save(_Small(), 1, np.zeros((2, 1, 1, 1), np.uint8), folder)
+    _save(_Small(), {"classes": [0]}, np.zeros((2, 1, 1, 1), np.uint8), folder)
 
 
 class _Small(nn.Module):
@@ -49,16 +50,18 @@ class _Small(nn.Module):
         return F.log_softmax(self.layer(images.float().flatten(1)), dim=1)
 
 
-def _save(net: nn.Module, classes: int, images: Any, folder: Path) -> None:
+def _save(net: nn.Module, description: Mapping[str, Any], images: Any, folder: Path) -> None:
+    classes = len(description["classes"])
     mlflow.pytorch.save_model(
         net.eval(),
         str(folder),
         signature=ModelSignature(
             # unnamed: arrays of named tensors are passed on as a dict, which this flavor refuses
             Schema([TensorSpec(np.dtype("uint8"), (-1, *images.shape[1:]))]),
-            Schema([TensorSpec(np.dtype("float32"), (-1, classes))]),
+            Schema([TensorSpec(np.dtype("float32"), (-1, classes), "log_probabilities")]),
         ),
         input_example=images,
+        metadata=dict(description),
         serialization_format="pt2",
         pip_requirements=[
             f"torch=={torch.__version__.partition('+')[0]}",

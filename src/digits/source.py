@@ -1,0 +1,82 @@
+"""The model that is asked, wherever it is kept: a file, MLflow's copy, or DVC's cache."""
+
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from digits.errors import DataError
+from digits.model.weights import load_net
+from digits.paths import ROOT, Paths
+from digits.training.engine import for_answers
+from splice import Config
+from splice.store import named, reached
+
+BATCH = 500  # images
+
+Bytes = npt.NDArray[np.uint8]
+Floats = npt.NDArray[np.float32]
+
+
+class Source(NamedTuple):
+    """A model, ready to be asked.
+
+    Attributes:
+        said: what it is, in a few words.
+        description: as the header of its file has it: classes, shape, data set, parameters.
+        log_probabilities: of uint8 images `[N, channels, height, width]`, float32 `[N, classes]`.
+    """
+
+    said: str
+    description: Mapping[str, Any]
+    log_probabilities: Callable[[Bytes], Floats]
+
+
+def of(what: str) -> Source:
+    """A model by the path of its file, or by what it is called in MLflow.
+
+    MLflow's copy is taken, which needs no code of this project; if there is none, the file of the
+    same content: the project's own, or that in DVC's cache.
+
+    Args:
+        what: path of a file or of the folder that it is in; or as `splice.store.named`.
+
+    Raises:
+        DataError: the model is missing, damaged or something else.
+        UserError: nothing is called so, or the store can't be reached.
+    """
+    path = Path(what)
+    if path.is_dir():
+        path /= Paths(ROOT).model.name
+    if path.is_file() or path.suffix == Paths(ROOT).model.suffix:
+        return of_file(path, str(path))
+    os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
+    config = Config.read(ROOT)
+    with reached(config) as store:
+        model = named(config, store, what)
+        if model.address is not None:
+            logged = store.loaded(model.address)
+            if {"classes", "shape"} <= logged.metadata.keys():
+                return Source(model.said, logged.metadata, logged.predict)
+    if model.file is None:
+        raise DataError(
+            f"neither MLflow nor DVC's cache has {model.said} (model {model.md5}) as it can be "
+            "used here; `dvc fetch --all-commits` brings what was pushed"
+        )
+    return of_file(model.file, model.said)
+
+
+def of_file(path: Path, said: str) -> Source:
+    """The model of a file, on the CPU, computed as an evaluation computes it."""
+    net, description = load_net(path)
+
+    def log_probabilities(images: Bytes) -> Floats:
+        pixels = torch.from_numpy(images)
+        answers = for_answers(net, pixels).log_probabilities(net, pixels, BATCH)
+        return np.asarray(answers.numpy(), np.float32)
+
+    return Source(said, description, log_probabilities)
