@@ -116,6 +116,7 @@ def test_a_version_is_of_the_run_that_stays_and_outlives_mlflows_gc(
 
     run = store.run_of_model(md5(one.home / "model.bin"))
     assert run is not None
+    assert first.run_id
     assert first.run_id != run.info.run_id
     assert not store.is_active(first.run_id)
     gc = [sys.executable, "-m", "mlflow", "gc", "--backend-store-uri", uri]
