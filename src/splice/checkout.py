@@ -10,16 +10,18 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, gettempdir
 from typing import Any
 
 import yaml
 
 from splice.config import PIPELINE, TRACKING_VARIABLE, sqlite_uri
 from splice.errors import UserError
+from splice.files import remove_abandoned
 from splice.settings import read_yaml
 
 LOCK = "dvc.lock"
+ABANDONED = "splice-*.tmp"  # clones, each with its process's number
 # What a parent process says of its own repository, pipeline or store.
 OF_ANOTHER = (
     *("DVC_ROOT", "DVC_STAGE", "DVC_EXP_", "DVC_STUDIO_", "MLFLOW_", "_MLFLOW_"),
@@ -176,10 +178,14 @@ class Clone:
 def cloned(root: Path) -> Iterator[Clone]:
     """A clone of a project's repository with nothing checked out; removed whatever happens.
 
+    What a process left that was killed is removed by the next one.
+
     Raises:
         UserError: the project lies in no git repository, or there is no room.
     """
-    with TemporaryDirectory(prefix="splice-", ignore_cleanup_errors=True) as folder:
+    remove_abandoned(Path(gettempdir()), ABANDONED)
+    mark = f".{os.getpid()}.tmp"
+    with TemporaryDirectory(mark, "splice-", ignore_cleanup_errors=True) as folder:
         top, env = Path(folder, "clone"), _environment(Path(folder))
         repository = _must(root, "rev-parse", "--path-format=absolute", "--git-common-dir").strip()
         _must(root, "clone", "--quiet", "--shared", "--no-checkout", repository, str(top))

@@ -8,7 +8,7 @@ import sys
 import time
 from pathlib import Path
 
-from splice import errors, outbox, provenance, rwlock
+from splice import browser, errors, outbox, provenance, rwlock
 from splice.command_line import commands_of, listening
 from splice.config import Config
 from splice.errors import DataError, Stale, UserError
@@ -124,6 +124,7 @@ def _parser() -> argparse.ArgumentParser:
     ui = add("ui", help="MLflow's pages on this project's store")
     ui.add_argument("--host", default="127.0.0.1", help="to listen on; 127.0.0.1: this machine's")
     ui.add_argument("--port", type=int, default=5000, help="5000, if none is given")
+    ui.add_argument("--no-browser", action="store_true", help="only print the address")
     ui.set_defaults(run=_ui)
     return parser
 
@@ -422,7 +423,10 @@ def _ui(arguments: argparse.Namespace, config: Config) -> None:
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     command += ["--default-artifact-root", (config.home / ARTIFACTS).as_uri()]
     command += ["--host", arguments.host, "--port", str(arguments.port)]
-    print(f"http://{arguments.host}:{arguments.port}{view} (Ctrl-C ends it)", flush=True)
+    address = f"http://{arguments.host}:{arguments.port}{view}"
+    print(f"{address} (Ctrl-C ends it)", flush=True)
+    if not arguments.no_browser and browser.is_at_hand():
+        browser.open_when_it_answers(address)
     python = Path(sys.executable)
     os.chdir(config.home)
     os.execv(python, [str(python), "-m", *command])  # noqa: S606

@@ -49,9 +49,9 @@ def written_whole(path: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def remove_abandoned(folder: Path) -> None:
+def remove_abandoned(folder: Path, pattern: str = ".*.tmp") -> None:
     """Remove what writers that were killed left aside in a folder."""
-    for path in folder.glob(".*.tmp"):
+    for path in folder.glob(pattern):
         writer = re.fullmatch(r".*\.(\d{1,9})\.tmp", path.name)
         if writer and not _is_alive(int(writer[1])):
             shutil.rmtree(path, ignore_errors=True)

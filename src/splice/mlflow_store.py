@@ -480,31 +480,55 @@ class Store:
         Returns:
             The version.
         """
-        version = self.version_of(name, md5)
-        if version is None:
-            try:
-                self.client.create_registered_model(name)
-            except MlflowException as error:
-                if error.error_code != "RESOURCE_ALREADY_EXISTS":
-                    raise
-            commit = self.client.get_run(run_id).data.tags.get("git.commit", "unknown")
-            made = self.client.create_model_version(
-                name,
-                f"models:/{model_id}",
-                run_id,
-                tags={MODEL: md5, "git.commit": commit},
-                description=f"{scored}. Commit `{commit}`, DVC hash (MD5) `{md5}`.",
-                model_id=model_id,
-            )
-            version = self.version_of(name, md5) or made
-            shown = json.dumps([{"name": name, "version": str(version.version)}])
-            self.client.set_logged_model_tags(model_id, {MLFLOW_MODEL_VERSIONS: shown})
-        for twin in self._versions(name, f" and tags.`{MODEL}` = '{md5}'")[1:]:
-            _if_there(self.client.delete_model_version, name, twin.version)  # others do it too
+        of_model = f" and tags.`{MODEL}` = '{md5}'"
+        known = self._versions(name, of_model)
+        stays = self.run_of_model(md5)
+        folded = stays is not None and stays.info.run_id != run_id  # another client registers it
+        moves = bool(known) and not folded and all(each.run_id != run_id for each in known)
+        if moves or not known:
+            self._new_version(name, md5, model_id, run_id, scored)
+        which = stays.info.run_id if stays is not None else run_id
+        first, *others = sorted(
+            self._versions(name, of_model),
+            key=lambda each: (each.run_id != which, int(each.version)),
+        )
+        for twin in others:  # of a run that was folded, or made by two clients at once
+            self._replace(name, twin, first)
+        if moves:
+            return str(first.version)
         challenger = self.alias(name, CHALLENGER)
-        if challenger is None or int(challenger.version) < int(version.version):
-            self.client.set_registered_model_alias(name, CHALLENGER, version.version)
-        return str(version.version)
+        if challenger is None or int(challenger.version) < int(first.version):
+            self.client.set_registered_model_alias(name, CHALLENGER, first.version)
+        return str(first.version)
+
+    def _new_version(self, name: str, md5: str, model_id: str, run_id: str, scored: str) -> None:
+        try:
+            self.client.create_registered_model(name)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+        commit = self.client.get_run(run_id).data.tags.get("git.commit", "unknown")
+        made = self.client.create_model_version(
+            name,
+            f"models:/{model_id}",
+            run_id,
+            tags={MODEL: md5, "git.commit": commit},
+            description=f"{scored}. Commit `{commit}`, DVC hash (MD5) `{md5}`.",
+            model_id=model_id,
+        )
+        shown = json.dumps([{"name": name, "version": str(made.version)}])
+        self.client.set_logged_model_tags(model_id, {MLFLOW_MODEL_VERSIONS: shown})
+
+    def _replace(self, name: str, twin: ModelVersion, by: ModelVersion) -> None:
+        """Delete a version of the same model, whose aliases and tags another takes."""
+        now_there = self.version(name, str(twin.version))
+        if now_there is None:
+            return  # another client was faster
+        for key in now_there.tags.keys() - by.tags.keys():
+            self.client.set_model_version_tag(name, by.version, key, now_there.tags[key])
+        for alias in now_there.aliases:
+            self.client.set_registered_model_alias(name, alias, by.version)
+        _if_there(self.client.delete_model_version, name, twin.version)
 
     def version(self, name: str, version: str) -> ModelVersion | None:
         """A registered version, if there is one."""

@@ -20,7 +20,7 @@ from splice.errors import DataError
 from splice.files import md5
 from splice.redact import redact
 
-UNKNOWN = "unknown"
+UNKNOWN, DETACHED = "unknown", "detached"
 TEST = "test"  # the data of evaluations, beside that of trainings
 LONGEST_NAME = 60
 LONGEST_DIFF = 10_000_000  # characters
@@ -50,7 +50,7 @@ def commit(root: Path, code: Sequence[str]) -> Commit:
     identity = _git(root, "rev-parse", "HEAD")
     if identity is None:
         return Commit(UNKNOWN, UNKNOWN, "")
-    branch = _git(root, "symbolic-ref", "--short", "-q", "HEAD") or "detached"
+    branch = _git(root, "symbolic-ref", "--short", "-q", "HEAD") or DETACHED
     return Commit(identity, branch, redact(_difference(root, code)))
 
 
@@ -160,7 +160,8 @@ def how_to_get(root: Path, at: Commit, paths: Mapping[str, tuple[str, str]]) -> 
     )
     part_of = f", experiment `{experiment()}`" if experiment() else ""
     dirty = " and uncommitted changes (artifact `source/uncommitted.diff.txt`)" if at.diff else ""
-    return f"Commit `{at.id}` on `{at.branch}`{part_of}{dirty}.\n\n{rows}"
+    on = "" if at.branch == DETACHED else f" on `{at.branch}`"
+    return f"Commit `{at.id}`{on}{part_of}{dirty}.\n\n{rows}"
 
 
 def hash_at(root: Path, revision: str, path: str) -> tuple[str, str] | None:
