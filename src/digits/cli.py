@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import splice.errors
 from digits.errors import DataError, ParameterError
 from digits.paths import ROOT, Paths
-from splice.command_line import commands_of
+from splice.command_line import Parser, commands_of
 
 EXAMPLES = {  # the arguments of one for each command's help
     "predict": "seven.png scan.jpg",
@@ -29,7 +29,7 @@ def main() -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="digits", description="Uses and makes the model.")
+    parser = Parser(prog="digits", description="Uses and makes the model.")
     add = commands_of(parser, EXAMPLES)
     predict = add("predict", help="what the model takes pictures for")
     predict.add_argument(

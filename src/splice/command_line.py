@@ -1,8 +1,22 @@
 """What the two command lines have in common: a version, and help with an example."""
 
 import argparse
+import re
 from collections.abc import Callable, Mapping
-from typing import Any
+from difflib import get_close_matches
+from typing import Any, NoReturn
+
+
+class Parser(argparse.ArgumentParser):
+    """One that suggests the nearest command or value."""
+
+    def error(self, message: str) -> NoReturn:
+        """As argparse calls it."""
+        choice = re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message)
+        known = re.findall(r"[\w-]+", choice[2]) if choice else []
+        if choice and (close := get_close_matches(choice[1], known, n=1)):
+            message = f"there is no {choice[1]}; did you mean {close[0]}?"
+        super().error(message)
 
 
 class Version(argparse.Action):
