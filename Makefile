@@ -17,7 +17,7 @@ EMPTY := : > $(MARK) && find .venv -mindepth 1 -maxdepth 1 ! -path $(MARK) -exec
 MADE_ELSEWHERE := $(shell [ "$$(cat $(MARK) 2>/dev/null)" = "$$(pwd -P)" ] || echo made-elsewhere)
 
 .PHONY: help setup repro recipe original sync test check format lock ui bench kills outages races
-.PHONY: experiments fuzz rename clean made-elsewhere
+.PHONY: draw experiments fuzz rename clean made-elsewhere
 
 help:                       ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 12
@@ -80,6 +80,9 @@ lock: setup                 ## make requirements.lock anew
 
 ui: setup                   ## MLflow's pages on 127.0.0.1:5000
 	$(BIN)/python -m splice.cli ui
+
+draw: setup                 ## a page to draw a digit on, which says what the model takes it for
+	$(BIN)/python -m digits.cli draw
 
 bench: setup                ## the benchmarks
 	$(BIN)/python benchmarks/run.py $(if $(QUICK),--quick)

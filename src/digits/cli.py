@@ -13,6 +13,7 @@ from splice.command_line import Parser, commands_of
 
 EXAMPLES = {  # the arguments of one for each command's help
     "predict": "seven.png scan.jpg",
+    "draw": "--port 7860",
     "check": "",
     "data": "",
     "recipe": "fast",
@@ -47,6 +48,10 @@ def _parser() -> argparse.ArgumentParser:
     form.add_argument("--json", action="store_true", help="a line of JSON for each picture")
     form.add_argument("--csv", action="store_true", help="a row for each thing found on a picture")
     predict.set_defaults(run=_predict)
+    draw = add("draw", help="serve a page to draw on, which says what the model takes it for")
+    draw.add_argument("--model", type=Path, metavar="FILE", help="instead of models/'s")
+    draw.add_argument("--port", type=int, default=0, help="on 127.0.0.1; by default a free one")
+    draw.set_defaults(run=_draw)
     check = add("check", help="whether params.yaml says what it may")
     check.set_defaults(run=_check)
     data = add("data", help="of which data set the results are, if not as asked")
@@ -98,6 +103,12 @@ def _predict(arguments: argparse.Namespace) -> None:
             print(f"{answer.path}: {_in_words(answer.guesses, arguments.sure)}")
     if unreadable:
         raise DataError(f"{unreadable:,} of {len(pictures):,} pictures could not be read")
+
+
+def _draw(arguments: argparse.Namespace) -> None:
+    from digits.draw import serve
+
+    serve(arguments.model or Paths(ROOT).model, arguments.port)
 
 
 def _in_words(guesses: "list[Guess]", sure: float) -> str:
