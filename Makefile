@@ -17,7 +17,7 @@ EMPTY := : > $(MARK) && find .venv -mindepth 1 -maxdepth 1 ! -path $(MARK) -exec
 MADE_ELSEWHERE := $(shell [ "$$(cat $(MARK) 2>/dev/null)" = "$$(pwd -P)" ] || echo made-elsewhere)
 
 .PHONY: help setup repro recipe original sync test check format lock ui bench kills outages races
-.PHONY: draw docs experiments fuzz rename clean made-elsewhere
+.PHONY: draw docs screenshots experiments fuzz rename clean made-elsewhere
 
 help:                       ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 12
@@ -87,6 +87,9 @@ draw: setup                 ## a page to draw a digit on, which says what the mo
 docs: setup                 ## README.md and docs/ as a site
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 	@echo "open site/index.html; as you write: mkdocs serve"
+
+screenshots: setup          ## the pictures in docs/images, of MLflow's pages and of make draw
+	$(BIN)/python docs/screenshots.py
 
 bench: setup                ## the benchmarks
 	$(BIN)/python benchmarks/run.py $(if $(QUICK),--quick)
