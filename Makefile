@@ -16,8 +16,8 @@ EMPTY := : > $(MARK) && find .venv -mindepth 1 -maxdepth 1 ! -path $(MARK) -exec
 # An environment's files name the folder that it was made in: moved or copied, it is made anew.
 MADE_ELSEWHERE := $(shell [ "$$(cat $(MARK) 2>/dev/null)" = "$$(pwd -P)" ] || echo made-elsewhere)
 
-.PHONY: help setup repro recipe original sync test check format lock ui serve bench kills outages races
-.PHONY: experiments report fuzz rename clean made-elsewhere
+.PHONY: help setup repro recipe original sync test check format lock ui serve draw docs screenshots
+.PHONY: bench kills outages races experiments report fuzz rename clean made-elsewhere
 
 help:                       ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 12
@@ -86,6 +86,16 @@ ui: setup                   ## MLflow's pages on 127.0.0.1:5000
 
 serve: setup                ## the champion behind HTTP on 127.0.0.1:5001
 	@$(BIN)/python -m digits.cli serve
+
+draw: setup                 ## a page to draw a digit on, which says what the model takes it for
+	$(BIN)/python -m digits.cli draw
+
+docs: setup                 ## README.md and docs/ as a site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	@echo "open site/index.html; as you write: mkdocs serve"
+
+screenshots: setup          ## the pictures in docs/images, of MLflow's pages and of make draw
+	$(BIN)/python docs/screenshots.py
 
 bench: setup                ## the benchmarks
 	$(BIN)/python benchmarks/run.py $(if $(QUICK),--quick)

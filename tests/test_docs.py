@@ -1,6 +1,8 @@
 """What the pages say of this repository: links lead somewhere, promises to their tests."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -26,3 +28,18 @@ def test_every_link_leads_to_a_file_and_every_promise_to_its_test(page: Path) ->
 def test_every_page_is_linked_from_the_readme() -> None:
     readme = (HERE / "README.md").read_text(encoding="utf-8")
     assert [page.name for page in PAGES[2:] if f"docs/{page.name}" not in readme] == []
+
+
+def test_the_site_is_built_whole_and_asks_no_other_host(tmp_path: Path) -> None:
+    build = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir"]
+    done = subprocess.run([*build, tmp_path], cwd=HERE, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    pages = {page.stem: page.read_text(encoding="utf-8") for page in tmp_path.glob("*.html")}
+    assert {page.stem for page in PAGES[1:]} | {"index", "RESULTS"} <= set(pages)
+    for name, page in pages.items():
+        fetched = re.findall(
+            r"<(?:script|img|link|source)[^>]*?(?:src|srcset|href)=\"?([^\">\s]+)", page
+        )
+        assert [address for address in fetched if "//" in address] == [], name
+        for address in fetched:
+            assert (tmp_path / address.lstrip("/")).exists(), (name, address)

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING
 import splice.errors
 from digits.errors import DataError, ParameterError, UserError
 from digits.paths import ROOT, Paths
-from splice.command_line import commands_of
+from splice.command_line import Parser, commands_of
 from splice.compare import WORKSPACE
 
 EXAMPLES = {  # the arguments of one for each command's help
     "predict": "seven.png scan.jpg",
     "serve": "--port 5005",
+    "draw": "--port 7860",
     "export": "--onnx digits.onnx",
     "check": "",
     "data": "",
@@ -33,7 +34,7 @@ def main() -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="digits", description="Uses and makes the model.")
+    parser = Parser(prog="digits", description="Uses and makes the model.")
     add = commands_of(parser, EXAMPLES)
     predict = add("predict", help="what the model takes pictures for")
     predict.add_argument(
@@ -71,6 +72,10 @@ def _parser() -> argparse.ArgumentParser:
         help="in ONNX's format, to that file, or beside models/'s",
     )
     export.set_defaults(run=_export)
+    draw = add("draw", help="serve a page to draw on, which says what the model takes it for")
+    _add_from(draw, "which model; by default that of models/", str(Paths(ROOT).model))
+    draw.add_argument("--port", type=int, default=0, help="on 127.0.0.1; by default a free one")
+    draw.set_defaults(run=_draw)
     check = add("check", help="whether params.yaml says what it may")
     check.set_defaults(run=_check)
     data = add("data", help="of which data set the results are, if not as asked")
@@ -169,6 +174,13 @@ def _export(arguments: argparse.Namespace) -> None:
     images = torch.from_numpy(dataset.read(paths.split("test")).images)
     apart = onnx.export(net, description, images, arguments.onnx)
     print(f"{arguments.onnx}: answers to {len(images):,} test images within {apart:.1g} of torch's")
+
+
+def _draw(arguments: argparse.Namespace) -> None:
+    from digits import source
+    from digits.draw import serve
+
+    serve(source.of(arguments.model), arguments.port)
 
 
 def _in_words(guesses: "list[Guess]", sure: float) -> str:

@@ -14,6 +14,7 @@ from digits.model.weights import load_net
 from digits.paths import ROOT, Paths
 from digits.training.engine import for_answers
 from splice import Config
+from splice.files import md5
 from splice.store import named, reached
 
 BATCH = 500  # images
@@ -27,11 +28,13 @@ class Source(NamedTuple):
 
     Attributes:
         said: what it is, in a few words.
+        md5: of its file.
         description: as the header of its file has it: classes, shape, data set, parameters.
         log_probabilities: of uint8 images `[N, channels, height, width]`, float32 `[N, classes]`.
     """
 
     said: str
+    md5: str
     description: Mapping[str, Any]
     log_probabilities: Callable[[Bytes], Floats]
 
@@ -61,7 +64,7 @@ def of(what: str) -> Source:
         if model.address is not None:
             logged = store.loaded(model.address)
             if {"classes", "shape"} <= logged.metadata.keys():
-                return Source(model.said, logged.metadata, logged.predict)
+                return Source(model.said, model.md5, logged.metadata, logged.predict)
     if model.file is None:
         raise DataError(
             f"neither MLflow nor DVC's cache has {model.said} (model {model.md5}) as it can be "
@@ -79,4 +82,4 @@ def of_file(path: Path, said: str) -> Source:
         answers = for_answers(net, pixels).log_probabilities(net, pixels, BATCH)
         return np.asarray(answers.numpy(), np.float32)
 
-    return Source(said, description, log_probabilities)
+    return Source(said, md5(path), description, log_probabilities)

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 from splice import browser, errors, outbox, provenance, rwlock
-from splice.command_line import commands_of, listening
+from splice.command_line import Parser, commands_of, listening
 from splice.config import Config
 from splice.errors import DataError, Stale, UserError
 from splice.files import md5
@@ -48,7 +48,7 @@ def main() -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="splice",
         description="DVC runs the pipeline (`dvc repro`); this delivers its results to MLflow, "
         "finds their runs, rebuilds them to compare, and promotes models. The store is "

@@ -1,11 +1,25 @@
 """What the two command lines have in common: a version, and help with an example."""
 
 import argparse
+import re
 import socket
 from collections.abc import Callable, Mapping
-from typing import Any
+from difflib import get_close_matches
+from typing import Any, NoReturn
 
 from splice.errors import UserError
+
+
+class Parser(argparse.ArgumentParser):
+    """One that suggests the nearest command or value."""
+
+    def error(self, message: str) -> NoReturn:
+        """As argparse calls it."""
+        choice = re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message)
+        known = re.findall(r"[\w-]+", choice[2]) if choice else []
+        if choice and (close := get_close_matches(choice[1], known, n=1)):
+            message = f"there is no {choice[1]}; did you mean {close[0]}?"
+        super().error(message)
 
 
 class Version(argparse.Action):

@@ -97,6 +97,18 @@ def test_every_command_has_an_example_that_it_takes_and_help_on_all_that_it_take
         assert [action.dest for action in of._actions if not action.help] == []
 
 
+@pytest.mark.parametrize(
+    ("command", "typed", "meant"), [(cli, "stats", "status"), (digits.cli, "predct", "predict")]
+)
+def test_a_mistyped_command_is_answered_by_the_nearest(
+    command: ModuleType, typed: str, meant: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        command._parser().parse_args([typed])
+    assert ended.value.code == 2
+    assert f"there is no {typed}; did you mean {meant}?" in capsys.readouterr().err
+
+
 def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
     version = tomllib.loads((HERE / "pyproject.toml").read_text())["project"]["version"]
     for command in (cli, digits.cli):
