@@ -34,10 +34,10 @@ def main(params: Params, paths: Paths, _state: State, join: Join) -> None:
     device = choose_device(params.evaluate.device, "evaluate.device")
     test = dataset.read(paths.split("test"))
     net, description = load_net(paths.model)
-    origin, history = card.origin(paths), History.read(paths)
     _refuse_what_does_not_fit(test, description, paths)
 
     output = _answers(net, test, device, params.evaluate.batch_size)
+    origin, history = card.origin(paths), History.read(paths)
     if not bool(torch.isfinite(output).all()):
         raise DataError(
             f"{paths.model} gives NaN or infinite answers; delete it and run `dvc repro`"

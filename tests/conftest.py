@@ -80,6 +80,8 @@ class Project:
         """Run a command of dvc's: it, its stages and a sender for them are sooner begun."""
         if arguments[0] in ("repro", "exp"):
             self.wake(**how)
+        if "queue" in arguments or "--run-all" in arguments:  # which begins what outlives it
+            return self.run("dvc", *arguments, **how)
         return self.sooner().python("-m", "dvc", *arguments, **how)
 
     def sooner(self) -> Self:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import json
+import logging
 import multiprocessing
 import os
 import runpy
@@ -171,6 +172,7 @@ def _python(
 
 
 def _begin(folder: Path | str, env: dict[str, str]) -> None:
+    logging.root.handlers.clear()  # which an import made
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(env)

@@ -1,6 +1,7 @@
 """What the two command lines have in common: a version, and help with an example."""
 
 import argparse
+import os
 import re
 import socket
 from collections.abc import Callable, Mapping
@@ -71,7 +72,7 @@ def listening(host: str, port: int, command: str) -> socket.socket:
     try:
         return socket.create_server((host, port))
     except (OSError, OverflowError) as error:
+        why = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else error
         raise UserError(
-            f"cannot listen on {host}:{port}: {getattr(error, 'strerror', None) or error}; "
-            f"choose another, as in `{command} --port 5005`"
+            f"cannot listen on {host}:{port}: {why}; choose another, as in `{command} --port 5005`"
         ) from error

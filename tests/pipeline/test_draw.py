@@ -118,9 +118,9 @@ def test_a_taken_port_and_a_missing_model_are_one_line(finished: Project) -> Non
     assert refused.returncode == 1
     assert refused.stdout == (
         f"digits draw: cannot listen on 127.0.0.1:{port}: Address already in use; "
-        "leave out --port to take one that is free\n"
+        "choose another, as in `digits draw --port 5005`\n"
     )
-    refused = finished.digits("draw", "--model", "nowhere.safetensors", check=False)
+    refused = finished.digits("draw", "--from", "nowhere.safetensors", check=False)
     assert refused.returncode == 1
     assert refused.stdout.startswith("digits draw: cannot read nowhere.safetensors: ")
     assert refused.stdout.count("\n") == 1

@@ -60,13 +60,13 @@ def test_the_example_makes_one_run_with_curve_metric_and_model(
 
 
 def test_the_page_has_every_setting_and_its_default(tmp_path: Path) -> None:
-    (tmp_path / "pyproject.toml").write_text('[tool.splice]\nmodel = "net.bin"\n')
+    (tmp_path / "pyproject.toml").write_text("[tool.splice]\n")
     config = Config.read(tmp_path)
     settings = {**vars(config)}
     for section in ("tracking", "registry"):
         values = vars(settings.pop(section)).items()
         settings |= {f"{section}.{key}": value for key, value in values}
-    unset = ("root", "home", "model", "registry.threshold")  # have no default, or none in TOML
+    unset = ("root", "home", "registry.threshold")  # have no default, or none in TOML
     settings = {key: settings[key] for key in settings if key not in unset}
 
     rows = re.findall(r"^\| `([a-z_.]+)` \| `(.*?)` \|", PAGE.partition("## Settings")[2], re.M)
@@ -74,7 +74,6 @@ def test_the_page_has_every_setting_and_its_default(tmp_path: Path) -> None:
     assert written == {
         key: list(it) if isinstance(it, tuple) else it for key, it in settings.items()
     }
-    assert "| `model` | |" in PAGE
     assert "| `registry.threshold` | none |" in PAGE
 
 
