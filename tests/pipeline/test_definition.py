@@ -161,4 +161,5 @@ def test_one_room_of_the_join_and_what_exports_and_serves_alone_import_mlflow() 
         for path in (ROOT / "src").rglob("*.py")
         if re.search(r"^\s*(from|import) mlflow", path.read_text(encoding="utf-8"), re.MULTILINE)
     ]
-    assert sorted(rooms) == ["digits/model/export.py", "digits/serve.py", "splice/mlflow_store.py"]
+    expected = ["digits/model/export.py", "digits/serve.py", "splice/mlflow_store.py"]
+    assert sorted(rooms) == expected

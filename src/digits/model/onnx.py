@@ -52,7 +52,7 @@ def export(net: nn.Module, description: Mapping[str, Any], images: Tensor, path:
         if not furthest <= TOLERANCE:
             raise DataError(
                 f"what ONNX makes of the Net answers up to {furthest:.2g} from torch, more than "
-                f"{TOLERANCE:g}: {path} is not written; use other layers in src/digits/model/net.py"
+                f"{TOLERANCE:g}: {path} is not written; change src/digits/model/net.py"
             )
     return furthest
 
