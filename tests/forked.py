@@ -35,6 +35,8 @@ SLOW = [
     "torch.export",
 ]  # networkx and torch's: what torch.export imports when it is first called
 
+SOURCE = Path(__file__).resolve().parents[1] / "src"
+
 # A command that has a fork do what it is asked for.
 COMMAND = """#!{python} -IS
 import json, os, socket, sys
@@ -173,6 +175,9 @@ def _python(
 
 def _begin(folder: Path | str, env: dict[str, str]) -> None:
     logging.root.handlers.clear()  # which an import made
+    for name, module in [*sys.modules.items()]:  # of these sources, where a harness imports them
+        if SOURCE in Path(getattr(module, "__file__", None) or "/").parents:
+            del sys.modules[name]
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(env)
