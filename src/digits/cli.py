@@ -10,7 +10,6 @@ import splice.errors
 from digits.errors import DataError, ParameterError, UserError
 from digits.paths import ROOT, Paths
 from splice.command_line import Parser, commands_of
-from splice.compare import WORKSPACE
 
 EXAMPLES = {  # the arguments of one for each command's help
     "predict": "seven.png scan.jpg",
@@ -87,7 +86,6 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument(
         "results",
         nargs="*",
-        default=[WORKSPACE],
         metavar="REV|RUN",
         help="as of `splice compare`; none: the workspace",
     )
@@ -197,8 +195,9 @@ def _in_words(guesses: "list[Guess]", sure: float) -> str:
 def _report(arguments: argparse.Namespace) -> None:
     from digits import page
     from splice import Config
+    from splice.compare import WORKSPACE  # slow
 
-    page.write(Config.read(ROOT), arguments.results, arguments.out)
+    page.write(Config.read(ROOT), arguments.results or [WORKSPACE], arguments.out)
     print(arguments.out.resolve().as_uri())
 
 
