@@ -20,8 +20,8 @@ from digits.predict import probabilities, reader_for
 from digits.source import Source
 from splice.command_line import listening
 from splice.config import Config
-from splice.errors import Unreachable
 from splice.files import read_json
+from splice.store import reached
 
 PAGE = Path(__file__).with_name("draw.html")
 HOST = "127.0.0.1"
@@ -62,12 +62,11 @@ class Reader:
 
     def run(self) -> str:
         """The name of the model's run in MLflow; '' if there is none, or no store in reach."""
-        from splice.mlflow_store import FAILURES, connect
-
-        with suppress(UserError, Unreachable, *FAILURES):
+        with suppress(UserError):
             config = Config.read(ROOT)
             if config.store_file is None or config.store_file.exists():
-                run = connect(config).run_of_model(self._model.md5)
+                with reached(config) as store:
+                    run = store.run_of_model(self._model.md5)
                 return str(run.info.run_name) if run else ""
         return ""
 

@@ -3,7 +3,7 @@
 import io
 import re
 from base64 import b64encode
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -62,8 +62,9 @@ def write(config: Config, names: Sequence[str], out: Path) -> None:
     """
     results = compare.read(config, names)
     params, numbers = compare.rows(config, results)
+    known = compare.in_git(config, names)
     with ExitStack() as stack:
-        folders = [stack.enter_context(_reports(config, name)) for name in names]
+        folders = [stack.enter_context(_reports(config, name, known)) for name in names]
         shown = [
             _shown(result.name, folder, place)
             for place, (result, folder) in enumerate(zip(results, folders, strict=True))
@@ -92,12 +93,13 @@ def write(config: Config, names: Sequence[str], out: Path) -> None:
 
 
 @contextmanager
-def _reports(config: Config, name: str) -> Iterator[Path]:
+def _reports(
+    config: Config, name: str, known: Mapping[str, tuple[str | None, str]]
+) -> Iterator[Path]:
     """A folder with what there is of a result's reports/; files that are nowhere are missing."""
     if name == compare.WORKSPACE:
         yield config.root / "reports"
         return
-    known = compare.in_git(config, [name])
     with TemporaryDirectory() as temporary:
         if name in known:
             _take_from_dvc(config, str(known[name][0]), Path(temporary))
