@@ -138,7 +138,12 @@ def put_evaluation(
         document: what the sender needs to know.
         files: copied into the entry, by artifact path.
     """
-    same = (it for it in evaluations(outbox) if _evaluated(it) == document.get("identity"))
+    wanted = document.get("identity")
+    same = (
+        entry
+        for entry in evaluations(outbox)
+        if beginning(entry).get("evaluation", {}).get("identity") == wanted
+    )
     for folder in [*same][-1:]:
         if folder.name.endswith(f"-evaluation-{identity[:16]}"):
             return folder
@@ -147,19 +152,20 @@ def put_evaluation(
     return folder
 
 
-def _evaluated(folder: Path) -> Any:
-    try:
-        first, _ = next(records(folder), ({}, 0))
-    except DataError:
-        return None
-    return first.get("evaluation", {}).get("identity")
-
-
 def entries(outbox: Path) -> list[Path]:
     """The entries, oldest first."""
     if not outbox.is_dir():
         return []
     return sorted(path for path in outbox.iterdir() if path.is_dir() and path.name[0] != ".")
+
+
+def beginning(folder: Path) -> dict[str, Any]:
+    """The first record of a journal; empty if there is none, or it can't be read."""
+    try:
+        first, _ = next(records(folder), ({}, 0))
+    except DataError:
+        return {}
+    return first
 
 
 def records(folder: Path, offset: int = 0) -> Iterator[tuple[dict[str, Any], int]]:

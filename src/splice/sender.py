@@ -5,14 +5,12 @@ changes nothing. It ends by itself when nothing is left and nobody writes.
 """
 
 import fcntl
-import itertools
 import os
 import signal
 import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -20,7 +18,7 @@ from typing import IO
 from splice import outbox
 from splice.code import KEPT, forget
 from splice.config import Config
-from splice.errors import DataError, Unreachable
+from splice.errors import Unreachable
 from splice.files import is_same, write_json
 from splice.join import CODE
 from splice.redact import redact
@@ -85,9 +83,7 @@ def main(config: Config, *, hurried: bool) -> None:
 
 def code_of(entry: Path) -> Iterator[str]:
     """The name of the code that an entry needs, if its journal can be read."""
-    with suppress(DataError):
-        for record, _ in itertools.islice(outbox.records(entry), 1):
-            yield from (str(part.get(CODE)) for part in record.values())
+    return (str(part.get(CODE)) for part in outbox.beginning(entry).values())
 
 
 def _taken(lock: IO[str]) -> bool:
