@@ -224,7 +224,7 @@ class Delivery:
         if self.store.is_active(self.sent["run"]):  # else it was folded and only the answer lost
             if closing["reason"]:
                 self.store.tag(self.sent["run"], {"reason": closing["reason"]})
-            self.store.end(self.sent["run"], closing["status"], closing["end"])
+            self._end(self.sent["run"], closing["status"], closing["end"])
         if finished and "model" in self.sent:
             self.store.fold(partial(self.store.results, self.sent["model"]))
         self._remember(ended=True, done=finished)
@@ -232,8 +232,11 @@ class Delivery:
     def _abandoned(self) -> None:
         """The process that wrote this entry is gone without a word."""
         if "run" in self.sent:
-            self.store.end(self.sent["run"], "KILLED", outbox.now())
+            self._end(self.sent["run"], "KILLED", outbox.now())
         self._remember(ended=True)
+
+    def _end(self, run_id: str, status: str, time: int) -> None:
+        self.store.end(run_id, status, time, self.folder.name)
 
     def _log_model(self, run_id: str, md5: str, example: Any, names: Sequence[str]) -> str | None:
         """Log the model and give its id; without `export` it is files of the run, and has none."""
@@ -243,7 +246,8 @@ class Delivery:
         if exported is None:
             self.store.artifacts(run_id, self.folder / FILES, names)
             return None
-        return self.store.log_model(run_id, exported, md5, self.config.registry.model)
+        registered = self.config.registry.model
+        return self.store.log_model(run_id, exported, md5, registered, self.folder.name)
 
     def _exported(self, model: Path, example: Any) -> Path | None:
         folder = self.folder / "model"
@@ -333,7 +337,7 @@ class Delivery:
         moment = document["time"]
         points = [(*point, moment) for point in document["restored"]["points"]]
         self.store.points(run_id, points)
-        self.store.end(run_id, "FINISHED", document["time"])
+        self._end(run_id, "FINISHED", document["time"])
         return self.store.fold(partial(self.store.results, subject, by)) or run_id
 
     def _run_for(self, run_id: str, document: dict[str, Any]) -> str | None:
@@ -390,7 +394,7 @@ class Delivery:
             self.store.dataset(child, TEST, document["dataset"])
         by_class = self.config.class_metrics
         self.store.scores(child, values, None, document["dataset"], moment, by_class)
-        self.store.end(child, "FINISHED", moment)
+        self._end(child, "FINISHED", moment)
 
     def _evaluate(self, run_id: str, model_id: str | None, document: dict[str, Any]) -> None:
         self.say("sending", "")
@@ -413,7 +417,7 @@ class Delivery:
             before = known.tags.get(NOTE, "")
             self.store.tag(run_id, {NOTE: self._described(run_id, before, document)})
         end = document["time"] if document.get(PAST) else max(document["time"], outbox.now())
-        self.store.end(run_id, "FINISHED", end)
+        self._end(run_id, "FINISHED", end)
 
     def _described(self, run_id: str, before: str, document: dict[str, Any]) -> str:
         """A run's description: first what was measured, its files linked; then how to get it."""

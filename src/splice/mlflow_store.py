@@ -295,10 +295,11 @@ class Store:
         """Say that a run goes on."""
         self.client.update_run(run_id, status="RUNNING")
 
-    def end(self, run_id: str, status: str, time: int) -> None:
+    def end(self, run_id: str, status: str, time: int, entry: str = "") -> None:
         """Say how a run ended: FINISHED, FAILED or KILLED; delete what was begun in its stead.
 
-        A request that gets no answer may still be done, after it was made again.
+        A request that gets no answer may still be done, after it was made again. What another
+        entry has begun is left alone: its client may be busy with it.
         """
         self.client.set_terminated(run_id, status, time)
         run = self.client.get_run(run_id)
@@ -308,7 +309,7 @@ class Store:
                 ended = RunStatus.is_terminated(RunStatus.from_string(twin.info.status))
                 if twin.info.run_id != run_id and not ended:
                     self._fold(twin.info.run_id, run_id)
-        for model in self._models_of(run):
+        for model in self._models_of(run, entry):
             if model.status != LoggedModelStatus.READY:
                 self.client.delete_logged_model(model.model_id)
 
@@ -348,12 +349,20 @@ class Store:
         """The logged model of a run, if it is whole."""
         outputs = self.client.get_run(run_id).outputs
         for output in outputs.model_outputs if outputs else []:
-            if self.client.get_logged_model(output.model_id).status == LoggedModelStatus.READY:
+            model = _if_there(self.client.get_logged_model, output.model_id)
+            if model is not None and model.status == LoggedModelStatus.READY:
                 return str(output.model_id)
         return None
 
-    def log_model(self, run_id: str, folder: Path, md5: str, name: str) -> str:
+    def log_model(self, run_id: str, folder: Path, md5: str, name: str, entry: str) -> str:
         """Upload an exported model folder under a name, and tie it to its run.
+
+        Args:
+            run_id: of the run.
+            folder: of the exported model, in which the model's ids are set.
+            md5: of the model file.
+            name: of the logged model.
+            entry: which entry of an outbox asks for it.
 
         Returns:
             The logged model's id.
@@ -364,12 +373,12 @@ class Store:
         if known is not None:
             return known
         run = self.client.get_run(run_id)
-        begun = next(iter(self._models_of(run)), None)  # an upload was cut short
+        begun = next(iter(self._models_of(run, entry)), None)  # an upload was cut short
         logged = begun or self.client.create_logged_model(
             run.info.experiment_id,
             name=name,
             source_run_id=run_id,
-            tags={MODEL: md5},
+            tags={MODEL: md5, ENTRY: entry},
             params=dict(run.data.params),
         )
         # Not by Model.load, which decodes a path as if it were an address.
@@ -379,12 +388,15 @@ class Store:
         model.save(str(folder / "MLmodel"))
         self.client.log_model_artifacts(logged.model_id, str(folder))
         self.client.finalize_logged_model(logged.model_id, LoggedModelStatus.READY)
+        if faster := self.model_id(run_id):  # another client's
+            self.client.delete_logged_model(logged.model_id)
+            return faster
         self.client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step=0)])
         return str(logged.model_id)
 
-    def _models_of(self, run: Run) -> list[LoggedModel]:
-        """The logged models of a run, whole or not."""
-        condition = f"source_run_id = '{run.info.run_id}'"
+    def _models_of(self, run: Run, entry: str) -> list[LoggedModel]:
+        """The logged models of a run that an entry has begun, whole or not."""
+        condition = f"source_run_id = '{run.info.run_id}' and tags.`{ENTRY}` = '{entry}'"
         return list(self.client.search_logged_models([run.info.experiment_id], condition))
 
     def scores(
@@ -481,18 +493,20 @@ class Store:
             The version.
         """
         of_model = f" and tags.`{MODEL}` = '{md5}'"
+        source = f"models:/{model_id}"
         known = self._versions(name, of_model)
         stays = self.run_of_model(md5)
         folded = stays is not None and stays.info.run_id != run_id  # another client registers it
-        moves = bool(known) and not folded and all(each.run_id != run_id for each in known)
+        moves = bool(known) and not folded and all(each.source != source for each in known)
         if moves or not known:
             self._new_version(name, md5, model_id, run_id, scored)
-        which = stays.info.run_id if stays is not None else run_id
+        if stays is not None:
+            source = f"models:/{self.model_id(stays.info.run_id)}"
         first, *others = sorted(
             self._versions(name, of_model),
-            key=lambda each: (each.run_id != which, int(each.version)),
+            key=lambda each: (each.source != source, int(each.version)),
         )
-        for twin in others:  # of a run that was folded, or made by two clients at once
+        for twin in others:  # of a folded run or a deleted model, or made by two clients at once
             self._replace(name, twin, first)
         if moves:
             return str(first.version)
