@@ -1,6 +1,7 @@
 """The command `digits`: uses the model, runs recipes, and looks at what a pipeline starts from."""
 
 import argparse
+import itertools
 import os
 import sys
 from pathlib import Path
@@ -117,7 +118,20 @@ def _recipe(arguments: argparse.Namespace) -> None:
         raise ParameterError(f"there is no recipe {name!r}; there is {', '.join(known)}")
     changes = [f"--set-param={change}" for change in overrides(known[name], Paths(ROOT).params)]
     dvc = [sys.executable, "-m", "dvc", "--cd", str(ROOT)]
-    os.execv(sys.executable, [*dvc, "exp", "run", "--temp", "--name", name, *changes])  # noqa: S606
+    free = _free_name(name)
+    if free != name:
+        print(f"digits recipe: there is an experiment {name} already; this one is {free}")
+    sys.stdout.flush()
+    os.execv(sys.executable, [*dvc, "exp", "run", "--temp", "--name", free, *changes])  # noqa: S606
+
+
+def _free_name(name: str) -> str:
+    """A name that no experiment has: DVC takes each once, and earlier results are to stay."""
+    from splice.provenance import history
+
+    taken = {each.experiment for each in history(ROOT, "", experiments_only=True)}
+    names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
+    return next(free for free in names if free not in taken)
 
 
 def _predict(arguments: argparse.Namespace) -> None:

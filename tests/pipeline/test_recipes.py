@@ -69,6 +69,10 @@ def test_a_recipe_is_run_as_an_experiment_and_leaves_the_workspace_alone(bare: P
     )
 
     bare.digits("recipe", "fast")
+    again = bare.digits("recipe", "fast").stdout
+    assert "there is an experiment fast already; this one is fast-2" in again
+    assert "going on" not in again
+    assert "epoch 1/1" not in again  # it is in DVC's cache
 
     assert bare.git("status", "--porcelain") == ""
     assert (bare.root / "params.yaml").read_bytes() == before
