@@ -22,7 +22,7 @@ from digits.training.checkpoint import Checkpoint
 from digits.training.device import Machine, prepare
 from digits.training.engine import Engine, for_training
 from digits.training.history import History, epoch_metrics, step_metrics
-from digits.training.loop import Epoch, Images, Snapshot, Step, new_net, train
+from digits.training.loop import Epoch, Images, Kept, Snapshot, Step, new_net, train
 from digits.training.progress import Speed, announce, bar
 from splice import Join
 from splice.files import digest, md5
@@ -83,6 +83,8 @@ def main(params: Params, paths: Paths, state: State, join: Join) -> None:
                         run.sync()
                         saved.write(event.tensors, asdict(history))
                         stage.stop_if_orphaned()
+                    case Kept():
+                        kept = event
         stage.say("train", f"trained in {time.perf_counter() - began:.2f} s")
         doubt = _doubt(history, splits["validation"], recipe.keep)
         if doubt:
@@ -94,6 +96,7 @@ def main(params: Params, paths: Paths, state: State, join: Join) -> None:
             training.images[:2].tolist(),
             {"history/steps.csv": paths.steps, "history/epochs.csv": paths.epochs},
             {"warning": doubt} if doubt else {},
+            kept.step,
         )
     if stage.runs_in_dvc():
         saved.finish(md5(paths.model))

@@ -34,7 +34,7 @@ HERE = Path(__file__).resolve().parents[1]
 DROPPED = ("MLFLOW_", "_MLFLOW_", "DVC_", "AWS_", "GIT_", "PYTHON", "DATA_MIRROR", "VIRTUAL_ENV")
 TIMEOUT_SECONDS = 240.0
 
-pytest_plugins = ["foreign"]  # fixtures
+pytest_plugins = ["foreign", "machines"]  # fixtures
 
 SMALL: Mapping[str, Any] = {
     "download.dataset": "mnist-5k",

@@ -212,8 +212,11 @@ class Delivery:
 
     def _model(self, model: dict[str, Any]) -> None:
         if not self.store.results(model["md5"]):
-            name = Path(self.config.model).name
-            self._log_model(self.sent["run"], model["md5"], model["example"], [name])
+            name, step = Path(self.config.model).name, model.get("step")
+            run = self.sent["run"]
+            model_id = self._log_model(run, model["md5"], model["example"], [name], step)
+            if model_id is not None:
+                self.store.tie_curves(run, model_id, step)
         tags = {MODEL: model["md5"], SINCE: self.store.since(model["md5"]), **model["tags"]}
         self.store.tag(self.sent["run"], tags)
         self.store.artifacts(self.sent["run"], self.folder / FILES, model["files"])
@@ -238,7 +241,9 @@ class Delivery:
     def _end(self, run_id: str, status: str, time: int) -> None:
         self.store.end(run_id, status, time, self.folder.name)
 
-    def _log_model(self, run_id: str, md5: str, example: Any, names: Sequence[str]) -> str | None:
+    def _log_model(
+        self, run_id: str, md5: str, example: Any, names: Sequence[str], step: int | None = None
+    ) -> str | None:
         """Log the model and give its id; without `export` it is files of the run, and has none."""
         exported = self._exported(self.folder / FILES / Path(names[0]).parts[0], example)
         self.say("sending", "")
@@ -247,7 +252,7 @@ class Delivery:
             self.store.artifacts(run_id, self.folder / FILES, names)
             return None
         registered = self.config.registry.model
-        return self.store.log_model(run_id, exported, md5, registered, self.folder.name)
+        return self.store.log_model(run_id, exported, md5, registered, self.folder.name, step)
 
     def _exported(self, model: Path, example: Any) -> Path | None:
         folder = self.folder / "model"

@@ -142,13 +142,18 @@ class Run:
         example: Any = None,
         files: Mapping[str, Path] | None = None,
         tags: Mapping[str, str] | None = None,
+        step: int | None = None,
     ) -> None:
         """Hand over the finished model, which lies where [tool.splice] says.
+
+        The points that were logged at its step are the model's own. One whose key begins as
+        `train/` is tied to the data of the context `train` too, and so are those of the others.
 
         Args:
             example: inputs that `export` is handed, as JSON has them.
             files: to be logged, by artifact path.
             tags: by name, to be logged.
+            step: that it is of; None: the last one of each curve.
 
         Raises:
             DataError: the model isn't there.
@@ -159,7 +164,7 @@ class Run:
         path = self._config.model_file
         hash_ = md5(path)
         tags = {**(tags or {}), NOTE: self._note.with_model(hash_)}
-        self._journal.model(path, hash_, example, files or {}, tags)
+        self._journal.model(path, hash_, example, files or {}, tags, step)
 
 
 @dataclass(frozen=True)

@@ -48,6 +48,7 @@ from splice.errors import Rejected, Unreachable, UserError
 from splice.files import remove_abandoned, sync
 from splice.moved import ARTIFACTS, TAG, follow
 from splice.outbox import now
+from splice.provenance import COMMIT_PAGE, about, linked
 from splice.redact import redact
 from splice.store import Logged
 
@@ -59,11 +60,13 @@ KEY, ENTRY = "dvc.training", "outbox.entry"
 EVALUATION, EVALUATION_ENTRY = "dvc.evaluation", "outbox.evaluation"
 CONTENT, EARLIER = "dvc.evaluation.content", "dvc.evaluation.earlier"
 EVALUATED = "dvc.evaluation.time"  # in ms since 1970
+EXPERIMENT = "dvc.experiment"  # in which the run's model was trained
 ORIGIN, PARENT, DUPLICATE = "origin", "mlflow.parentRunId", "duplicate_of"
 
 ENVIRONMENT = ("env.python", "env.platform", "env.packages")
 
 CHAMPION, CHALLENGER = "champion", "challenger"
+FORBIDDEN_IN_TAGS = r"[^\w.\- /]"
 HASH = re.compile(r"[0-9a-f]{4,32}")  # or its beginning
 BY_CLASS = "class_metrics.json"  # artifact: MLflow's pages would draw a chart of each
 
@@ -100,6 +103,11 @@ def history_tag(commit: str) -> str:
     return f"history.{commit[:12]}"
 
 
+def experiment_tag(name: str) -> str:
+    """A tag of the run whose model is that of a DVC experiment too; its value is the commit."""
+    return f"{EXPERIMENT}.{re.sub(FORBIDDEN_IN_TAGS, '_', name)}"
+
+
 class Store:
     """A tracking server or database, and the model registry beside it.
 
@@ -130,7 +138,7 @@ class Store:
         if found is None:
             local = self.uri.startswith("sqlite")
             location = (self.root / ARTIFACTS).as_uri() if local else None
-            tags = {TAG: ARTIFACTS} if local else None
+            tags = about(self.root) | ({TAG: ARTIFACTS} if local else {})
             try:
                 return str(self.client.create_experiment(name, location, tags))
             except MlflowException:
@@ -144,6 +152,11 @@ class Store:
     def tagged(self, tags: Mapping[str, str]) -> list[Run]:
         """The active runs of all experiments that carry all these tags, oldest first."""
         return self._runs(" and ".join(f"tags.`{key}` = '{text}'" for key, text in tags.items()))
+
+    def of_experiment(self, name: str) -> list[Run]:
+        """The active runs whose model is that of a DVC experiment, oldest first."""
+        tag = experiment_tag(name)
+        return self.tagged({EXPERIMENT: name}) + self._runs(f"tags.`{tag}` LIKE '%'")
 
     def using(self, digest: str) -> list[Run]:
         """The active runs of all experiments that used data of this content, oldest first."""
@@ -354,7 +367,9 @@ class Store:
                 return str(output.model_id)
         return None
 
-    def log_model(self, run_id: str, folder: Path, md5: str, name: str, entry: str) -> str:
+    def log_model(
+        self, run_id: str, folder: Path, md5: str, name: str, entry: str, step: int | None = None
+    ) -> str:
         """Upload an exported model folder under a name, and tie it to its run.
 
         Args:
@@ -363,6 +378,7 @@ class Store:
             md5: of the model file.
             name: of the logged model.
             entry: which entry of an outbox asks for it.
+            step: of its training; None if it isn't known.
 
         Returns:
             The logged model's id.
@@ -391,7 +407,7 @@ class Store:
         if faster := self.model_id(run_id):  # another client's
             self.client.delete_logged_model(logged.model_id)
             return faster
-        self.client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step=0)])
+        self.client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step or 0)])
         return str(logged.model_id)
 
     def _models_of(self, run: Run, entry: str) -> list[LoggedModel]:
@@ -425,21 +441,55 @@ class Store:
         }
         if by_class:
             self.client.log_text(run_id, json.dumps(by_class, indent=2), BY_CLASS)
+        shown = [(key, value, 0, time) for key, value in values.items() if key not in by_class]
+        self.measured(run_id, shown, model_id, dataset)
+
+    def measured(
+        self,
+        run_id: str,
+        points: Iterable[TimedPoint],
+        model_id: str | None,
+        dataset: Mapping[str, Any],
+    ) -> None:
+        """Log points, tied to model (if logged) and data (name and digest; {} if not known)."""
         metrics = [
             Metric(
                 key,
                 value,
                 time,
-                0,
+                step,
                 model_id=model_id,
                 dataset_name=dataset.get("name"),
                 dataset_digest=dataset.get("digest"),
                 run_id=run_id,
             )
-            for key, value in values.items()
-            if key not in by_class
+            for key, value, step, time in points
         ]
         self.client.log_batch(run_id, metrics)
+
+    def tie_curves(self, run_id: str, model_id: str, at: int | None) -> None:
+        """Tie points of a run's curves to its model, and to the data that their names begin with.
+
+        Args:
+            run_id: of the run.
+            model_id: of its logged model.
+            at: the step of the points; None: the last one of each curve.
+        """
+        run = self.client.get_run(run_id)
+        inputs = run.inputs.dataset_inputs if run.inputs else []
+        data = {tag.value: each.dataset for each in inputs for tag in each.tags}
+        for key in run.data.metrics:
+            dataset = data.get(key.partition("/")[0])
+            if dataset is None:
+                continue
+            curve = sorted(self.client.get_metric_history(run_id, key), key=lambda it: it.step)
+            points = [it for it in curve if at in (None, it.step)][-1:]
+            self.measured(
+                run_id,
+                [(key, it.value, it.step, it.timestamp) for it in points],
+                model_id,
+                {"name": dataset.name, "digest": dataset.digest},
+            )
 
     def scored(self, run: Run) -> dict[str, float]:
         """All numbers of a run, those in the artifact included."""
@@ -521,13 +571,14 @@ class Store:
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
-        commit = self.client.get_run(run_id).data.tags.get("git.commit", "unknown")
+        of_run = self.client.get_run(run_id).data.tags
+        commit, page = of_run.get("git.commit", "unknown"), of_run.get(COMMIT_PAGE, "")
         made = self.client.create_model_version(
             name,
             f"models:/{model_id}",
             run_id,
             tags={MODEL: md5, "git.commit": commit},
-            description=f"{scored}. Commit `{commit}`, DVC hash (MD5) `{md5}`.",
+            description=f"{scored}. Commit {linked(commit, page)}, DVC hash (MD5) `{md5}`.",
             model_id=model_id,
         )
         shown = json.dumps([{"name": name, "version": str(made.version)}])

@@ -93,13 +93,14 @@ class Training:
         example: list[Any],
         files: Mapping[str, Path],
         tags: Mapping[str, str],
+        step: int | None,
     ) -> None:
-        """Hand over the finished model file, example inputs, files by artifact path, and tags."""
+        """Hand over the finished model file, example inputs, files by artifact path, tags, step."""
         for name, source in {path.name: path, **files}.items():
             _copy(source, self.folder / FILES / name)
         sync(self.folder / FILES)
         record = {"md5": md5, "example": example, "files": sorted(files), "tags": {**tags}}
-        self._append({"model": record})
+        self._append({"model": {**record, "step": step}})
 
     def close(self, status: str, reason: str = "") -> None:
         """Say how it ended: FINISHED, FAILED or KILLED."""

@@ -12,6 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import localtime, strftime
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
 import yaml
 
@@ -22,6 +23,8 @@ from splice.redact import redact
 
 UNKNOWN, DETACHED = "unknown", "detached"
 TEST = "test"  # the data of evaluations, beside that of trainings
+COMMIT_PAGE = "git.commit.page"  # tag
+WEB = frozenset({"http", "https"})
 LONGEST_NAME = 60
 LONGEST_DIFF = 10_000_000  # characters
 OUTPUTS = ("dvc.lock",)  # changes when the pipeline runs: no sign of a dirty tree
@@ -96,6 +99,7 @@ def tags(root: Path, at: Commit) -> dict[str, str]:
         "git.commit": at.id,
         "git.branch": at.branch,
         "git.dirty": at.dirty,
+        **({COMMIT_PAGE: page} if (page := commit_page(root, at.id)) else {}),
         "mlflow.source.git.commit": at.id,
         "mlflow.source.type": "PROJECT",
         "mlflow.source.name": root.name,
@@ -105,6 +109,38 @@ def tags(root: Path, at: Commit) -> dict[str, str]:
         found["dvc.experiment"] = name
         found["dvc.baseline"] = os.environ.get("DVC_EXP_BASELINE_REV", UNKNOWN)
     return found
+
+
+def commit_page(root: Path, identity: str) -> str:
+    """Where the host of the repository shows a commit, as GitHub and its like do; '' if nowhere.
+
+    A commit that isn't pushed yet is shown once it is.
+    """
+    origin = _without_credentials(_git(root, "remote", "get-url", "origin") or "")
+    if "://" not in origin:  # git@host:path
+        origin = re.sub(r"^[^/:]*@([^/:]+):", r"ssh://\1/", origin)
+    address = urlsplit(origin)
+    if identity == UNKNOWN or not address.hostname or address.scheme not in WEB | {"ssh"}:
+        return ""
+    host = address.netloc if address.scheme in WEB else address.hostname
+    scheme = address.scheme if address.scheme in WEB else "https"
+    kind = "commits" if address.hostname == "bitbucket.org" else "commit"
+    return f"{scheme}://{host}{address.path.removesuffix('.git').rstrip('/')}/{kind}/{identity}"
+
+
+def about(root: Path) -> dict[str, str]:
+    """Tags of an experiment: what its runs are, in Markdown, and which repository they are of."""
+    origin = _without_credentials(_git(root, "remote", "get-url", "origin") or "")
+    named = f" ({origin})" if origin else ""
+    said = (
+        f"Results of the DVC pipeline `{root.name}`{named}: one run for each, found by the hash "
+        f"of its model, whether it was trained here or restored by DVC.\n\n"
+        "`splice find HASH|COMMIT|EXPERIMENT` finds a run, `splice compare` tells what differs, "
+        "`splice verify RUN` builds it anew."
+    )
+    return {"mlflow.note.content": said, "project": root.name} | (
+        {"git.origin": origin} if origin else {}
+    )
 
 
 def run_name(root: Path, identity: str) -> str:
@@ -161,7 +197,12 @@ def how_to_get(root: Path, at: Commit, paths: Mapping[str, tuple[str, str]]) -> 
     part_of = f", experiment `{experiment()}`" if experiment() else ""
     dirty = " and uncommitted changes (artifact `source/uncommitted.diff.txt`)" if at.diff else ""
     on = "" if at.branch == DETACHED else f" on `{at.branch}`"
-    return f"Commit `{at.id}`{on}{part_of}{dirty}.\n\n{rows}"
+    return f"Commit {linked(at.id, commit_page(root, at.id))}{on}{part_of}{dirty}.\n\n{rows}"
+
+
+def linked(commit: str, page: str) -> str:
+    """Markdown for a commit, a link where there is a page that shows it."""
+    return f"[`{commit}`]({page})" if page else f"`{commit}`"
 
 
 def hash_at(root: Path, revision: str, path: str) -> tuple[str, str] | None:

@@ -74,7 +74,7 @@ def test_a_model_handed_over_again_is_whole_at_every_moment(
     """The sender may be reading the one that a killed training handed over."""
     model = tmp_path / "net.safetensors"
     model.write_bytes(b"whole" * 1000)
-    journal.model(model, "0" * 32, [], {}, {})
+    journal.model(model, "0" * 32, [], {}, {}, None)
     there = journal.folder / FILES / "net.safetensors"
 
     def fail_halfway(_source: IO[bytes], target: IO[bytes]) -> None:
@@ -84,7 +84,7 @@ def test_a_model_handed_over_again_is_whole_at_every_moment(
 
     monkeypatch.setattr(shutil, "copyfileobj", fail_halfway)
     with pytest.raises(UserError, match="No space left"):
-        journal.model(model, "0" * 32, [], {}, {})
+        journal.model(model, "0" * 32, [], {}, {}, None)
     assert there.read_bytes() == model.read_bytes()
     assert [path.name for path in there.parent.iterdir()] == [there.name]
 

@@ -174,3 +174,30 @@ def test_the_remotes_credentials_are_in_no_description(bare: Project) -> None:
     text = provenance.how_to_get(bare.root, at, {"model": ("models/net.safetensors", "0" * 32)})
     assert "https://example.org/digits.git" in text
     assert "hunter22" not in text
+
+
+@pytest.mark.parametrize(
+    ("origin", "page"),
+    [
+        ("https://github.com/me/digits.git", "https://github.com/me/digits/commit/"),
+        (
+            "https://someone:hunter22@example.org:8443/digits/",
+            "https://example.org:8443/digits/commit/",
+        ),
+        ("git@github.com:me/digits.git", "https://github.com/me/digits/commit/"),
+        ("ssh://git@gitlab.com:2222/a/b/digits.git", "https://gitlab.com/a/b/digits/commit/"),
+        ("https://bitbucket.org/me/digits", "https://bitbucket.org/me/digits/commits/"),
+        ("/srv/git/digits.git", ""),
+        ("file:///srv/git/digits.git", ""),
+        ("../digits", ""),
+    ],
+)
+def test_a_commit_links_to_the_page_that_its_host_has_of_it(
+    origin: str, page: str, bare: Project
+) -> None:
+    bare.git("remote", "add", "origin", origin)
+    at = provenance.commit(bare.root, ["src"])
+    tags = provenance.tags(bare.root, at)
+    assert tags.get("git.commit.page", "") == (page and page + at.id)
+    said = f"Commit [`{at.id}`]({page}{at.id}) on `" if page else f"Commit `{at.id}` on `"
+    assert said in provenance.how_to_get(bare.root, at, {})

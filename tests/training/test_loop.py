@@ -22,7 +22,7 @@ from digits.params import Train
 from digits.training import optim, torch_engine
 from digits.training.checkpoint import Checkpoint
 from digits.training.device import choose_device, cpu_quota
-from digits.training.loop import Epoch, Snapshot, Step
+from digits.training.loop import Epoch, Kept, Snapshot, Step
 from digits.training.optim import learning_rate
 from trainings import RECIPE, SMALL, first_net, run, some
 
@@ -97,9 +97,21 @@ def resumes_to_the_same_bytes(recipe: Train, folder: Path, every: int = 1) -> No
             assert torch.equal(value, again.state_dict()[name]), (snapshot.step, name)
         tail = [e for e in events if isinstance(e, Step) and e.step >= snapshot.step]
         assert [e for e in rest if isinstance(e, Step)] == tail
+        assert rest[-1] == events[-1]
         assert [e for e in rest if isinstance(e, Epoch)] == [
             e for e in events if isinstance(e, Epoch) and (e.step > snapshot.step)
         ]
+
+
+@pytest.mark.parametrize("keep", ["last", "best"])
+def test_the_last_event_says_of_which_step_the_net_is(keep: Any) -> None:
+    _, events = run(replace(SMALL, keep=keep, epochs=5, learning_rate=0.03, schedule="constant"))
+    epochs = [event for event in events if isinstance(event, Epoch)]
+    scores = [(event.validation_accuracy, -(event.validation_loss or 0)) for event in epochs]
+    best = epochs[scores.index(max(scores))]
+    assert best != epochs[-1]
+    expected = best if keep == "best" else epochs[-1]
+    assert events[-1] == Kept(expected.step)
 
 
 def test_the_seed_changes_the_model_and_nothing_else_does() -> None:

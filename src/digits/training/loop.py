@@ -64,7 +64,13 @@ class Snapshot(NamedTuple):
     tensors: dict[str, Tensor]
 
 
-Event = Step | Epoch | Snapshot
+class Kept(NamedTuple):
+    """The training is over: after which step the Net had the weights that it has now."""
+
+    step: int
+
+
+Event = Step | Epoch | Snapshot | Kept
 
 
 def new_net(seed: int, classes: int, shape: tuple[int, int, int], mean: float, std: float) -> Net:
@@ -110,7 +116,8 @@ def train(
         resume: the tensors of a snapshot of this very training.
 
     Yields:
-        A Step each `recipe.log_every` steps; at the end of an epoch an Epoch and a Snapshot.
+        A Step each `recipe.log_every` steps; at the end of an epoch an Epoch and a Snapshot; Kept
+        as the last.
 
     Raises:
         DivergedError: the loss became NaN or infinite.
@@ -154,6 +161,7 @@ class _Loop:
         self.average: dict[str, Tensor] = {}
         self.best: dict[str, Tensor] = {}
         self.best_score = torch.full((2,), -math.inf, dtype=torch.float64)
+        self.best_step = 0
         if self.resume is not None:
             self._restore(self.resume)
 
@@ -170,6 +178,7 @@ class _Loop:
             yield self._end_epoch(epoch)
             yield self._snapshot()
         self.net.load_state_dict(self.best or self._averaged().state_dict())
+        yield Kept(self.best_step if self.best else self.step)
 
     def _within_epoch(self) -> bool:
         return self.step % self.batches != 0
@@ -252,7 +261,7 @@ class _Loop:
     def _keep_if_best(self, accuracy: float, loss: float) -> None:
         score = torch.tensor([accuracy, -loss], dtype=torch.float64)
         if score.tolist() > self.best_score.tolist():
-            self.best_score = score
+            self.best_score, self.best_step = score, self.step
             state = self._averaged().state_dict()
             self.best = {name: value.clone() for name, value in state.items()}
 
@@ -264,6 +273,7 @@ class _Loop:
             "loss_sum": self.loss_sum,
             "correct": self.correct,
             "best_score": self.best_score,
+            "best_step": torch.tensor(self.best_step),
         }
         tensors |= {f"net.{name}": value for name, value in self.net.state_dict().items()}
         tensors |= {f"average.{name}": value for name, value in self.average.items()}
@@ -283,6 +293,7 @@ class _Loop:
         self.loss_sum.copy_(tensors["loss_sum"])
         self.correct.copy_(tensors["correct"])
         self.best_score = tensors["best_score"].clone()
+        self.best_step = int(tensors["best_step"])
         self.best = below("best.")
         self.average = {
             name: value.to(self.machine.device) for name, value in below("average.").items()
