@@ -181,9 +181,18 @@ def _sync(arguments: argparse.Namespace, config: Config) -> None:
         raise UserError(damage)
     done = f"delivered {count} {'entry' if count == 1 else 'entries'} to MLflow" if count else ""
     everything = "all else" if missing else "everything"
+    _name_experiments(config, arguments.again)
     print("; ".join(filter(None, (missing, done or f"{everything} is delivered to MLflow"))))
     if arguments.history or arguments.since or arguments.experiments:
         _sync_history(arguments, config)
+
+
+def _name_experiments(config: Config, again: bool) -> None:
+    from splice import history
+
+    if experiments := history.unnamed(config, again):
+        with reached(config) as store:
+            history.name_runs(config, experiments, store)
 
 
 def _deliver(config: Config, patience: float | None) -> None:
@@ -271,7 +280,7 @@ def _record_from_dvc(config: Config, again: bool) -> str:
 def _find(arguments: argparse.Namespace, config: Config) -> None:
     what = arguments.what
     value = md5(Path(what)) if Path(what).is_file() else what
-    tags = ("dvc.model", "dvc.outputs", "git.commit", "dvc.experiment")
+    tags = ("dvc.model", "dvc.outputs", "git.commit")
     values = [(tag, value) for tag in tags]
     named = provenance.hash_at(config.root, what, config.model)
     if named is not None:
@@ -283,7 +292,8 @@ def _find(arguments: argparse.Namespace, config: Config) -> None:
                 values.append(("dvc.model" if subject.path else "dvc.outputs", subject.hash))
     with reached(config) as store:
         runs = [run for tag, value in values if value for run in store.tagged({tag: value})]
-        found = {run.info.run_id: run for run in (*runs, *store.using(value))}
+        runs += [*store.of_experiment(value), *store.using(value)]
+        found = {run.info.run_id: run for run in runs}
     if not found:
         if named is None and value == what:
             cure = "it is no file, commit or experiment here; is it spelled right?"

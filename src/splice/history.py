@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from splice import errors, provenance
+from splice import errors, outbox, provenance
 from splice.checkout import Clone, is_cached, outputs
 from splice.config import Config
 from splice.errors import UserError
@@ -78,6 +78,39 @@ def _results(
         lock = provenance.lock_at(config.root, each.commit)
         model = provenance.hash_in(lock, config.model)
         yield each, {Subject(model, config.model): digest(outputs(lock))} if model else {}
+
+
+def unnamed(config: Config, again: bool) -> list[Locked]:
+    """The experiments whose results' runs don't bear their names yet, oldest first.
+
+    Args:
+        config: of the project.
+        again: also those of which the store was told before.
+    """
+    known = {} if again else outbox.delivered(config.box, config.store_id)
+    found = provenance.history(config.root, "", experiments_only=True)
+    return [at for at in found if known.get(_named(at)) != at.commit]
+
+
+def _named(at: Locked) -> str:
+    return f"experiment {at.experiment}"
+
+
+def name_runs(config: Config, experiments: list[Locked], store: "Store") -> None:
+    """Tag the runs of experiments' results with the experiments' names.
+
+    A result that DVC took from its cache was trained under another name, or none; it may be that
+    of several experiments.
+    """
+    from splice.mlflow_store import EXPERIMENT, MODEL, OUTPUTS, experiment_tag
+
+    for at, results in _results(config, experiments):
+        runs = [store.run_of_model(it.hash, MODEL if it.path else OUTPUTS) for it in results]
+        for run in filter(None, runs):
+            if run.data.tags.get(EXPERIMENT) != at.experiment:
+                store.tag(run.info.run_id, {experiment_tag(at.experiment): at.commit})
+        if runs and all(runs):
+            outbox.note_delivered(config.box, store.id, _named(at), at.commit)
 
 
 def record(clone: Clone, cache: Path, config: Config, past: Past) -> str:

@@ -135,3 +135,27 @@ def test_commits_and_experiments_get_one_run_each_even_after_a_kill_and_what_is_
     assert "history: 0 results delivered, 0 can't be" in again
     assert [run.to_dictionary() for run in foreign.runs()] == before
     assert not [*(tmp_path / "tmp").iterdir()]
+
+
+def test_an_experiment_that_dvc_took_from_its_cache_names_the_run_of_its_result(
+    foreign: Foreign,
+) -> None:
+    for name in ("first", "second", "third"):  # each the same, trained once
+        foreign.dvc("exp", "run", "--name", name, "-S", "fit.seed=5")
+        foreign.splice("sync", "--wait", "60")
+        if name != "third":
+            foreign.dvc("exp", "remove", name)
+    runs = [run for run in foreign.runs() if run.data.params["seed"] == "5"]
+    (run,) = runs
+    assert run.data.tags["dvc.experiment"] == "first"
+    commit = foreign.git(
+        "rev-parse", foreign.git("for-each-ref", "--format=%(refname)", "refs/exps/*/*/third")
+    )
+    assert run.data.tags["dvc.experiment.third"] == commit
+    for name in ("first", "second", "third"):
+        assert run.info.run_id in foreign.splice("find", name).stdout
+    foreign.store().client.delete_run(run.info.run_id)
+    foreign.splice("sync", "--again", "--wait", "60")
+    (again,) = (run for run in foreign.runs() if run.data.params["seed"] == "5")
+    assert again.info.run_id != run.info.run_id
+    assert again.data.tags["dvc.experiment.third"] == commit
