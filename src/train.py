@@ -130,7 +130,7 @@ def _identity(
 ) -> dict[str, Any]:
     """All that decides a training's result."""
     return {
-        "train": asdict(params.train),
+        "params": params.of_weights(),
         "data": hashes,
         "code": stage.code(),
         "torch": str(torch.__version__),

