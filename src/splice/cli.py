@@ -113,8 +113,15 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("file", metavar="FILE", type=Path, help="a tar archive")
     export.set_defaults(run=_export)
 
-    import_ = add("import", help="deliver what such a file holds; again changes nothing")
-    import_.add_argument("file", metavar="FILE", type=Path, help="that `splice export` made")
+    import_ = add(
+        "import", help="deliver what such a file holds, or another store; again changes nothing"
+    )
+    import_.add_argument(
+        "file",
+        metavar="FILE",
+        type=Path,
+        help="that `splice export` made; or an mlflow.db, whose runs are copied",
+    )
     import_.add_argument("--wait", type=float, metavar="SECONDS", help="patience with the server")
     import_.set_defaults(run=_import)
 
@@ -400,9 +407,17 @@ def _export(arguments: argparse.Namespace, config: Config) -> None:
 
 
 def _import(arguments: argparse.Namespace, config: Config) -> None:
-    from splice import carried
+    from splice import carried, copied
 
     follow(config)
+    if copied.is_store(arguments.file):
+        count = copied.bring(config, arguments.file)
+        left = f"; {count.running} that are not finished stay there" if count.running else ""
+        print(
+            f"copied {count.copied} runs to {redact(config.store)}, which had {count.known} "
+            f"of them already{left}"
+        )
+        return
     outbox.end_other_sender(config)
     new = carried.bring(config, arguments.file)
     _deliver(config, arguments.wait)

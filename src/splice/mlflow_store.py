@@ -10,7 +10,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote
@@ -60,6 +60,7 @@ KEY, ENTRY = "dvc.training", "outbox.entry"
 EVALUATION, EVALUATION_ENTRY = "dvc.evaluation", "outbox.evaluation"
 CONTENT, EARLIER = "dvc.evaluation.content", "dvc.evaluation.earlier"
 EVALUATED = "dvc.evaluation.time"  # in ms since 1970
+COPIED = "copied.from"  # the id of the run, or model, of another store
 EXPERIMENT = "dvc.experiment"  # in which the run's model was trained
 ORIGIN, PARENT, DUPLICATE = "origin", "mlflow.parentRunId", "duplicate_of"
 
@@ -214,6 +215,15 @@ class Store:
         )
         return list(found)
 
+    def every_run(self) -> Iterator[Run]:
+        """All active runs."""
+        for experiment in self.client.search_experiments():
+            token: str | None = ""
+            while token is not None:
+                page = self.client.search_runs([experiment.experiment_id], page_token=token or None)
+                yield from page
+                token = page.token or None
+
     def run(self, run_id: str) -> Run | None:
         """A run, deleted or not; None if the store doesn't know it."""
         return _if_there(self.client.get_run, run_id)
@@ -360,12 +370,8 @@ class Store:
 
     def model_id(self, run_id: str) -> str | None:
         """The logged model of a run, if it is whole."""
-        outputs = self.client.get_run(run_id).outputs
-        for output in outputs.model_outputs if outputs else []:
-            model = _if_there(self.client.get_logged_model, output.model_id)
-            if model is not None and model.status == LoggedModelStatus.READY:
-                return str(output.model_id)
-        return None
+        models = self.models(self.client.get_run(run_id))
+        return next((str(model.model_id) for model, _ in models), None)
 
     def log_model(
         self, run_id: str, folder: Path, md5: str, name: str, entry: str, step: int | None = None
@@ -383,8 +389,6 @@ class Store:
         Returns:
             The logged model's id.
         """
-        from mlflow.models import Model
-
         known = self.model_id(run_id)
         if known is not None:
             return known
@@ -397,6 +401,17 @@ class Store:
             tags={MODEL: md5, ENTRY: entry},
             params=dict(run.data.params),
         )
+        self._fill(logged, run_id, folder)
+        if faster := self.model_id(run_id):  # another client's
+            self.client.delete_logged_model(logged.model_id)
+            return faster
+        self.client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step or 0)])
+        return str(logged.model_id)
+
+    def _fill(self, logged: LoggedModel, run_id: str, folder: Path) -> None:
+        """Upload the files of a logged model, in which its ids are set."""
+        from mlflow.models import Model
+
         # Not by Model.load, which decodes a path as if it were an address.
         model = Model.from_dict(yaml.safe_load((folder / "MLmodel").read_text()))
         model.model_id = model.model_uuid = logged.model_id
@@ -404,10 +419,51 @@ class Store:
         model.save(str(folder / "MLmodel"))
         self.client.log_model_artifacts(logged.model_id, str(folder))
         self.client.finalize_logged_model(logged.model_id, LoggedModelStatus.READY)
-        if faster := self.model_id(run_id):  # another client's
-            self.client.delete_logged_model(logged.model_id)
-            return faster
-        self.client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step or 0)])
+
+    def models(self, run: Run) -> Iterator[tuple[LoggedModel, int]]:
+        """The logged models of a run that are whole, and the step of its training each is of."""
+        for output in run.outputs.model_outputs if run.outputs else []:
+            model = _if_there(self.client.get_logged_model, output.model_id)
+            if model is not None and model.status == LoggedModelStatus.READY:
+                yield model, output.step
+
+    def model_files(self, model: LoggedModel, folder: Path) -> Path:
+        """Bring the files of a logged model into a folder; give the one that they lie in."""
+        from mlflow.artifacts import download_artifacts
+
+        return Path(download_artifacts(model.artifact_location, dst_path=str(folder)))
+
+    def copy_model(self, run_id: str, model: LoggedModel, folder: Path, step: int) -> str:
+        """Log another store's model, with what was measured of it.
+
+        Args:
+            run_id: of the run that it is to be of.
+            model: as the other store has it.
+            folder: that its files lie in.
+            step: of its training.
+
+        Returns:
+            The logged model's id.
+        """
+        experiment = self.client.get_run(run_id).info.experiment_id
+        same = f"source_run_id = '{run_id}' and tags.`{COPIED}` = '{model.model_id}'"
+        begun = next(iter(self.client.search_logged_models([experiment], same)), None)
+        own = {key: value for key, value in model.tags.items() if key != MLFLOW_MODEL_VERSIONS}
+        logged = begun or self.client.create_logged_model(
+            experiment,
+            name=model.name,
+            source_run_id=run_id,
+            tags={**own, COPIED: model.model_id},
+            params=model.params,
+            model_type=model.model_type,
+        )
+        self._fill(logged, run_id, folder)
+        self.client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step)])
+        for it in model.metrics or ():
+            data = {"name": it.dataset_name, "digest": it.dataset_digest}
+            self.measured(
+                run_id, [(it.key, it.value, it.step, it.timestamp)], logged.model_id, data
+            )
         return str(logged.model_id)
 
     def _models_of(self, run: Run, entry: str) -> list[LoggedModel]:
@@ -565,24 +621,49 @@ class Store:
             self.client.set_registered_model_alias(name, CHALLENGER, first.version)
         return str(first.version)
 
+    def copy_version(self, version: ModelVersion, model_id: str, run_id: str) -> None:
+        """Register a copied model as another store has it, unless that was done before.
+
+        Args:
+            version: as the other store has it; its aliases are given to the copy if none has them.
+            model_id: of the copied model.
+            run_id: of the copied run.
+        """
+        name, hash_ = version.name, version.tags.get(MODEL)
+        condition = f" and tags.`{MODEL}` = '{hash_}'" if hash_ else f" and run_id = '{run_id}'"
+        if self._versions(name, condition):
+            return
+        said = version.description or ""
+        new = self._make_version(name, model_id, run_id, version.tags, said)
+        for alias in version.aliases:
+            if self.alias(name, alias) is None:
+                self.client.set_registered_model_alias(name, alias, new)
+
     def _new_version(self, name: str, md5: str, model_id: str, run_id: str, scored: str) -> None:
+        of_run = self.client.get_run(run_id).data.tags
+        commit, page = of_run.get("git.commit", "unknown"), of_run.get(COMMIT_PAGE, "")
+        said = f"{scored}. Commit {linked(commit, page)}, DVC hash (MD5) `{md5}`."
+        self._make_version(name, model_id, run_id, {MODEL: md5, "git.commit": commit}, said)
+
+    def _make_version(
+        self, name: str, model_id: str, run_id: str, tags: Mapping[str, str], said: str
+    ) -> str:
         try:
             self.client.create_registered_model(name)
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
-        of_run = self.client.get_run(run_id).data.tags
-        commit, page = of_run.get("git.commit", "unknown"), of_run.get(COMMIT_PAGE, "")
         made = self.client.create_model_version(
             name,
             f"models:/{model_id}",
             run_id,
-            tags={MODEL: md5, "git.commit": commit},
-            description=f"{scored}. Commit {linked(commit, page)}, DVC hash (MD5) `{md5}`.",
+            tags={**tags},
+            description=said,
             model_id=model_id,
         )
         shown = json.dumps([{"name": name, "version": str(made.version)}])
         self.client.set_logged_model_tags(model_id, {MLFLOW_MODEL_VERSIONS: shown})
+        return str(made.version)
 
     def _replace(self, name: str, twin: ModelVersion, by: ModelVersion) -> None:
         """Delete a version of the same model, whose aliases and tags another takes."""

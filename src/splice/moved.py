@@ -47,14 +47,7 @@ def follow(config: Config) -> None:
     if not database.is_file() or not _recorded_elsewhere(database, here):
         return
     try:
-        with closing(_opened(database)) as store, store:
-            store.execute("BEGIN IMMEDIATE")
-            left = [row[0] for row in store.execute(RECORDED, (TAG, here))]
-            for old in left:
-                _refuse_files_left_behind(_path(old), config.home)
-                for table, column in ADDRESSES:
-                    change = FOLLOW.format(table=table, column=column)
-                    store.execute(change, {"old": old, "new": here})
+        left = reroot(database, config.home)
     except sqlite3.Error as error:
         raise UserError(
             f"{database} came from another folder and can't be told so: {error}; "
@@ -66,6 +59,25 @@ def follow(config: Config) -> None:
             f"its artifacts are those in {config.home / ARTIFACTS} now",
             file=sys.stderr,
         )
+
+
+def reroot(database: Path, home: Path) -> list[str]:
+    """Let a store name the folder of artifacts in `home`; give those that it named before.
+
+    Raises:
+        UserError: the artifacts were left behind.
+        sqlite3.Error: the store can't be written.
+    """
+    here = (home / ARTIFACTS).as_uri()
+    with closing(_opened(database)) as store, store:
+        store.execute("BEGIN IMMEDIATE")
+        left = [row[0] for row in store.execute(RECORDED, (TAG, here))]
+        for old in left:
+            _refuse_files_left_behind(_path(old), home)
+            for table, column in ADDRESSES:
+                change = FOLLOW.format(table=table, column=column)
+                store.execute(change, {"old": old, "new": here})
+    return left
 
 
 def _recorded_elsewhere(database: Path, here: str) -> bool:

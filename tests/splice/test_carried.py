@@ -49,6 +49,15 @@ def test_entries_go_by_file_to_another_clone_that_delivers_them_whole_and_once(
             assert len(said.stdout.splitlines()) == 1
             assert outbox.entries(there.outbox) == []
 
+        settings = there.root / "pyproject.toml"
+        ours = settings.read_text()
+        settings.write_text(ours.replace("model/plane.npz", "model/other.npz"))
+        said = there.splice("import", str(file), check=False)
+        assert said.returncode == 1
+        assert "is of another project: its model is model/plane.npz" in said.stdout
+        assert outbox.entries(there.outbox) == []
+        settings.write_text(ours)
+
         imported = there.splice("import", str(file), "--wait", "60").stdout
         assert "imported 2 entries; everything is delivered" in imported
         (run,) = there.runs()
