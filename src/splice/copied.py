@@ -18,8 +18,6 @@ from splice.moved import reroot
 from splice.store import reached
 
 if TYPE_CHECKING:
-    from mlflow.entities import Run
-
     from splice.mlflow_store import Store
 
 SQLITE = b"SQLite format 3\0"
@@ -90,12 +88,12 @@ def _opened(path: Path) -> Iterator["Store"]:
         yield store
 
 
-def _parents_first(runs: Iterable["Run"]) -> list["Run"]:
+def _parents_first(runs: Iterable[Any]) -> list[Any]:
     from splice.mlflow_store import PARENT
 
     found = {run.info.run_id: run for run in runs}
 
-    def depth(run: "Run") -> int:
+    def depth(run: Any) -> int:
         parent = found.get(run.data.tags.get(PARENT, ""))
         return 0 if parent is None else 1 + depth(parent)
 
@@ -112,7 +110,7 @@ class _Copy:
         self.running: set[str] = set()
         self.new = self.known = 0
 
-    def run(self, run: "Run") -> None:
+    def run(self, run: Any) -> None:
         """Copy a run unless it is known, or not finished, or the child of one that is not."""
         from splice.mlflow_store import PARENT
 
@@ -132,7 +130,7 @@ class _Copy:
         )
         self.new += 1
 
-    def _known(self, run: "Run") -> str | None:
+    def _known(self, run: Any) -> str | None:
         """The run that the target has of the same, whole."""
         from splice.mlflow_store import COPIED, ENTRY, EVALUATION, EVALUATION_ENTRY, PARENT
 
@@ -149,13 +147,13 @@ class _Copy:
             return next(iter(ended), None)
         return self._result(run) if PARENT not in tags else None
 
-    def _result(self, run: "Run") -> str | None:
+    def _result(self, run: Any) -> str | None:
         """The run that the target has of the same result; an evaluation new to it is its child."""
         by, hash_ = _subject(run.data.tags)
         found = self.target.results(hash_, by) if hash_ and run.info.status == "FINISHED" else []
         return str(found[0].info.run_id) if found else None
 
-    def _copied(self, run: "Run", other: Mapping[str, str]) -> str:
+    def _copied(self, run: Any, other: Mapping[str, str]) -> str:
         from splice.mlflow_store import COPIED
 
         info, tags = run.info, {**run.data.tags, **other, COPIED: run.info.run_id}
