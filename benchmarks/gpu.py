@@ -4,6 +4,11 @@
 
 Checks the losses against the CPU's, then prints, warm, the time to 99 % with this Net, with the
 record recipe, and the time of the original loop's epoch, all on the same GPU.
+
+    torchrun --standalone --nproc-per-node gpu benchmarks/gpu.py FOLDER
+
+Checks instead that a process a GPU, by NCCL, gives the losses of one alone, and prints both times.
+With one GPU, it is a group of one that goes through the same motions.
 """
 
 import gzip
@@ -17,13 +22,14 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.nn import functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 from digits.training.device import prepare
 from digits.training.engine import for_training
+from digits.training.group import Group
 from digits.training.loop import Images, Step, new_net, train
 
 if TYPE_CHECKING:
@@ -41,12 +47,14 @@ NO_MORE = {"clip_norm": None, "warm_up": 0, "step_epochs": 1, "step_factor": 0.1
 ORIGINAL = train_params(
     seed=1, epochs=1, batch_size=64, optimizer="sgd", learning_rate=0.001, momentum=0.5,
     beta2=0.999, weight_decay=0.0, schedule="constant", shift=0, keep="last", log_every=100,
-    device="cpu", precision="float32", engine="auto", threads=0, deterministic=True, **NO_MORE,
+    device="cpu", precision="float32", engine="auto", processes=1, threads=0, deterministic=True,
+    **NO_MORE,
 )  # fmt: skip
 FAST = train_params(
     seed=1, epochs=1, batch_size=256, optimizer="adamw", learning_rate=0.008, momentum=0.7,
     beta2=0.9, weight_decay=0.01, schedule="one-cycle", shift=0, keep="last", log_every=1000,
-    device="cuda", precision="auto", engine="auto", threads=0, deterministic=False, **NO_MORE,
+    device="cuda", precision="auto", engine="auto", processes=1, threads=0, deterministic=False,
+    **NO_MORE,
 )  # fmt: skip
 
 
@@ -67,9 +75,13 @@ def read(folder: Path) -> tuple[Images, Images]:
     return train, test
 
 
-def ours(recipe: "Train", data: tuple[Images, Images]) -> tuple[float, float, list[float]]:
+def ours(
+    recipe: "Train",
+    data: tuple[Images, Images],
+    group: Group = Group(),  # noqa: B008
+) -> tuple[float, float, list[float]]:
     """Seconds of training, test accuracy, and the logged losses."""
-    machine = prepare(recipe)
+    machine = prepare(recipe, group)
     training, test = data[0].to(machine.device), data[1].to(machine.device)
     none = Images(training.images[:0], training.labels[:0])
     net = new_net(recipe.seed, 10, (1, 28, 28), MEAN, STD).to(machine.device)
@@ -154,11 +166,31 @@ def original_loop(data: tuple[Images, Images]) -> float:
     return time.perf_counter() - began
 
 
+def together(data: tuple[Images, Images]) -> None:
+    """Check and time one process a GPU beside one alone."""
+    recipe = train_params(**vars(ORIGINAL) | {"device": "cuda", "engine": "torch"})
+    group = Group.found()
+    device = prepare(recipe, group).device
+    ours(recipe, data)
+    seconds, _, alone = ours(recipe, data)
+    with group.joined(device):
+        ours(recipe, data, group)
+        shared, _, losses = ours(recipe, data, group)
+    if group.rank == 0:
+        apart = max(abs(a - b) for a, b in zip(alone, losses, strict=True))
+        print(f"{group.size} x {torch.cuda.get_device_name()}, torch {torch.__version__}")
+        print(f"original recipe by NCCL: losses {apart:.4f} apart from those of one process")
+        print(f"an epoch: {shared:.2f} s, by one process {seconds:.2f} s")
+
+
 def main() -> None:
     """Check, measure and print the table."""
     if len(sys.argv) != 2 or not torch.cuda.is_available():
         sys.exit(f"{__doc__}\nneeds CUDA and one argument")
     data = read(Path(sys.argv[1]))
+    if distributed.is_torchelastic_launched():
+        together(data)
+        return
     _, on_cpu, cpu_losses = ours(ORIGINAL, data)
     on_gpu = train_params(**vars(ORIGINAL) | {"device": "cuda"})
     first, again = ours(on_gpu, data), ours(on_gpu, data)

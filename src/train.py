@@ -7,10 +7,14 @@ if __name__ == "__main__":
 
 import time
 from dataclasses import asdict
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import safetensors.torch
 import torch
+from torch import Tensor
 
 from digits.data import dataset
 from digits.data.dataset import PixelFacts, Split
@@ -19,8 +23,9 @@ from digits.model import weights
 from digits.params import Params
 from digits.paths import Paths, State
 from digits.training.checkpoint import Checkpoint
-from digits.training.device import Machine, prepare
+from digits.training.device import Machine, prepare, processes
 from digits.training.engine import Engine, for_training
+from digits.training.group import Group
 from digits.training.history import History, epoch_metrics, step_metrics
 from digits.training.loop import Epoch, Images, Kept, Snapshot, Step, new_net, train
 from digits.training.progress import Speed, announce, bar
@@ -34,18 +39,38 @@ def main(params: Params, paths: Paths, state: State, join: Join) -> None:
     Raises:
         UserError: bad data, a device that isn't there, divergence, a full disk.
     """
-    recipe = params.train
+    count = processes(params.train)
+    if count > 1 and not stage.IS_MEMBER:
+        from digits.training.launch import train_together  # which one process doesn't need
+
+        train_together(Path(__file__), count)
+        return
+    machine = prepare(params.train, Group.found())
+    with machine.group.joined(machine.device):
+        _train(params, paths, state, join, machine)
+
+
+def _train(params: Params, paths: Paths, state: State, join: Join, machine: Machine) -> None:
+    """One process's part; the first one's includes all that is written."""
+    recipe, group = params.train, machine.group
     splits = {name: dataset.read(paths.split(name)) for name in ("train", "validation")}
     hashes = {name: md5(paths.split(name)) for name in splits}
     training = splits["train"]
     _refuse_what_gives_no_training(params, paths, splits)
+    _refuse_another_training(group, _description(params, splits, hashes))
 
-    machine = prepare(recipe)
     net = new_net(
         recipe.seed, len(training.facts.classes), training.shape, *_pixels(training, paths)
     ).to(machine.device)
     images = {name: _on(machine, split) for name, split in splits.items()}
     engine = for_training(net, *images["train"], recipe, machine)
+    every = params.checkpoint.every_steps
+    both = images["train"], images["validation"]
+    events = partial(train, net, *both, recipe, machine, engine, every)
+    if group.rank:
+        for _ in events(_from_first(group, None)):
+            pass
+        return
     stage.say("train", f"computed by {engine.name} on {machine.description}: {engine.why}")
 
     identity = _identity(params, hashes, machine, engine)
@@ -60,16 +85,7 @@ def main(params: Params, paths: Paths, state: State, join: Join) -> None:
         history, resume = _resumed(saved)
         speed, began = Speed(), time.perf_counter()
         with bar(recipe.epochs * len(training)) as show:
-            for event in train(
-                net,
-                images["train"],
-                images["validation"],
-                recipe,
-                machine,
-                engine,
-                params.checkpoint.every_steps,
-                resume,
-            ):
+            for event in events(_from_first(group, resume)):
                 match event:
                     case Step():
                         history.steps.append(list(event))
@@ -114,6 +130,23 @@ def _refuse_what_gives_no_training(params: Params, paths: Paths, splits: dict[st
         raise DataError(f"{paths.split('train')} holds no images; run `dvc repro` again")
 
 
+def _refuse_another_training(group: Group, made_of: dict[str, Any]) -> None:
+    own = digest([made_of, str(torch.__version__)]).encode()
+    if group.first(own) != own:
+        raise DataError(
+            f"process {group.rank} of {group.size} has other parameters, data, Net or torch than "
+            "the first one; bring the same commit, data and packages to its machine"
+        )
+
+
+def _from_first(group: Group, tensors: dict[str, Tensor] | None) -> dict[str, Tensor] | None:
+    """The tensors that the first process goes on from, in every process."""
+    if group.is_alone:
+        return tensors
+    sent = group.first(safetensors.torch.save(tensors) if tensors else b"")
+    return safetensors.torch.load(sent) if sent else None
+
+
 def _pixels(training: Split, paths: Paths) -> tuple[float, float]:
     if isinstance(training.facts, PixelFacts):
         return training.facts.mean, training.facts.std
@@ -131,11 +164,12 @@ def _identity(
     """All that decides a training's result."""
     return {
         "params": params.of_weights(),
+        "processes": machine.group.size,
         "data": hashes,
         "code": stage.code(),
         "torch": str(torch.__version__),
         "engine": engine.name,
-        "machine": [str(part) for part in machine] if engine.name == "torch" else [],
+        "machine": [str(part) for part in machine[:-1]] if engine.name == "torch" else [],
     }
 
 
@@ -162,6 +196,7 @@ def _tags(params: Params, machine: Machine, engine: Engine, training: Split) -> 
         "precision": str(machine.precision).removeprefix("torch."),
         "engine": engine.name,
         "engine.why": engine.why,
+        "processes": str(machine.group.size),
         "threads": str(machine.threads),
         "deterministic": str(params.train.deterministic).lower(),
     }

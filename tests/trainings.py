@@ -10,6 +10,7 @@ from digits.model.net import Net
 from digits.params import Train, load
 from digits.training.device import prepare
 from digits.training.engine import for_training
+from digits.training.group import Group
 from digits.training.loop import Event, Images, Snapshot, new_net, train
 
 RECIPE = load(Path(__file__).resolve().parents[1] / "params.yaml").train
@@ -32,9 +33,13 @@ def first_net(recipe: Train) -> Net:
 
 
 def run(
-    recipe: Train, resume: dict[str, Tensor] | None = None, snapshot_every: int = 2
+    recipe: Train,
+    resume: dict[str, Tensor] | None = None,
+    snapshot_every: int = 2,
+    count: int = 300,
+    group: Group = Group(),  # noqa: B008
 ) -> tuple[Net, list[Event]]:
-    net, machine, data = first_net(recipe), prepare(recipe), some(300)
+    net, machine, data = first_net(recipe), prepare(recipe, group), some(count)
     engine = for_training(net, *data, recipe, machine)
     events = train(net, data, some(80, seed=1), recipe, machine, engine, snapshot_every, resume)
     seen: list[Event] = []

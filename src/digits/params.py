@@ -16,6 +16,10 @@ _DEVICE = r"^(auto|cpu|mps|cuda(:([0-9]|[1-9][0-9]))?)\Z"
 FOLDER = "folder"  # the data set that section `folder` is of
 
 Seed = Annotated[StrictInt, Field(ge=0, le=2**31 - 1)]
+Processes = Annotated[
+    Annotated[StrictInt, Field(ge=1, le=1024)] | Literal["auto"],
+    Field(description="auto, or a whole number from 1 to 1024"),
+]
 Device = Annotated[StrictStr, Field(pattern=_DEVICE, description="auto, cpu, cuda, cuda:N or mps")]
 
 
@@ -73,6 +77,7 @@ class Train:
     device: Device
     precision: Literal["auto", "float32", "bfloat16"]
     engine: Literal["auto", "compiled", "torch"]
+    processes: Processes
     threads: Annotated[StrictInt, Field(ge=0, le=1024)]
     deterministic: StrictBool
 

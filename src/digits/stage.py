@@ -1,11 +1,13 @@
 """How every stage runs: a user's error is one line and an exit code, never a traceback."""
 
 import hashlib
+import json
 import os
 import signal
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -20,8 +22,13 @@ if TYPE_CHECKING:
     from digits.params import Params
     from splice import Join
 
-BEGAN, PARENT = time.monotonic(), os.getppid()
+LEADER = "DIGITS_LEADER"  # in the environment of processes that a stage started: which one
+IS_LED = LEADER in os.environ
+IS_MEMBER = "TORCHELASTIC_RUN_ID" in os.environ  # one of torchrun's, or of a stage's
+IS_FIRST = not IS_MEMBER or os.environ.get("RANK") == "0"  # who speaks for all
+BEGAN, PARENT = time.monotonic(), int(os.environ.get(LEADER) or os.getppid())
 OUR_OWN = ("digits", "splice")
+LOOK_SECONDS = 0.2
 RESTARTED = "DIGITS_RESTARTED"  # in the environment, so that it happens once
 
 
@@ -30,10 +37,17 @@ def begin() -> None:
 
     Start what delivers to MLflow, so that it gets ready meanwhile. Should this Python lack one of
     the packages, the project's own in .venv takes over; if there is none, or if somebody presses
-    Ctrl-C, a line says so.
+    Ctrl-C, a line says so. One of several processes ends with the one that started it.
     """
     sys.excepthook = _in_one_line
     signal.signal(signal.SIGTERM, splice.errors.as_interrupt)
+    if IS_MEMBER:
+        _end_with_parent()
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # DDP warns of what is meant
+    if IS_LED and next(errors_left(Path(os.environ["TORCHELASTIC_ERROR_FILE"]).parents[2]), ""):
+        sys.exit(UserError.exit_code)  # an earlier start met what this one would meet again
+    if IS_LED or not IS_FIRST:
+        return
     with suppress(UserError, OSError):  # `run` says it
         _join().wake()
 
@@ -46,9 +60,53 @@ def run(name: str, main: "Callable[[Params, Paths, State, Join], None]") -> None
 
         join = _join()
         main(load(Paths(ROOT).params), Paths(ROOT), State(join.config.home), join)
-        say(name, f"done in {time.monotonic() - BEGAN:.1f} s")
+        if not IS_LED:
+            say(name, f"done in {time.monotonic() - BEGAN:.1f} s")
 
-    splice.errors.run(name, lambda: _with_cures(name, stage))
+    last_word = _to_torchrun if IS_MEMBER else splice.errors.to_stderr
+    splice.errors.run(name, lambda: _with_cures(name, stage), say=last_word)
+
+
+def lead() -> None:
+    """Answer for the processes that this one is about to start, and end with the dvc above."""
+    os.environ[LEADER] = str(os.getpid())
+    if runs_in_dvc():
+        _end_with_parent()
+
+
+def _end_with_parent() -> None:
+    """Have this process killed as soon as the one that started it is gone."""
+
+    def watch() -> None:
+        while os.getppid() == PARENT:
+            time.sleep(LOOK_SECONDS)
+        os._exit(splice.errors.EXIT_INTERRUPTED)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def errors_left(folder: Path) -> Iterator[str]:
+    """What went wrong in processes that a stage started, first things first."""
+    files = sorted(folder.glob("**/error.json"), key=lambda file: file.stat().st_mtime_ns)
+    for file in files:
+        with suppress(ValueError):  # of one that was killed meanwhile
+            message = json.loads(file.read_text(encoding="utf-8"))["message"]["message"]
+            yield str(message).partition(": ")[2]  # without the exception's name
+
+
+def _to_torchrun(name: str, said: str) -> None:
+    """Say how one of several processes ended, if nobody does in its stead."""
+    if said != splice.errors.INTERRUPTED:
+        _leave(UserError(said))
+    if not IS_LED:
+        say(name, said)
+
+
+def _leave(error: BaseException) -> None:
+    """Leave an error where torchrun looks for it."""
+    from torch.distributed.elastic.multiprocessing.errors import get_error_handler
+
+    get_error_handler().record_exception(error)
 
 
 @cache
@@ -62,7 +120,7 @@ def _with_cures(name: str, main: Callable[[], None]) -> None:
     try:
         main()
     except UserError:
-        if runs_in_dvc() and _was_recorded(name):  # and has removed what it recorded
+        if runs_in_dvc() and not IS_LED and _was_recorded(name):  # and removed what it recorded
             say(name, "the results of before are in DVC's cache: `dvc checkout` brings them back")
         raise
     except MemoryError as error:
@@ -91,6 +149,8 @@ def _in_one_line(
                 "which makes a .venv that has",
             )
         case _:
+            if IS_MEMBER:
+                _leave(error)
             sys.__excepthook__(kind, error, trace)
 
 
@@ -103,8 +163,9 @@ def _restart_in_venv() -> None:
 
 
 def say(name: str, message: str) -> None:
-    """One line of a stage for the person who watches."""
-    print(f"{name}: {message}", file=sys.stderr, flush=True)
+    """One line of a stage for the person who watches; of several processes, one speaks."""
+    if IS_FIRST:
+        print(f"{name}: {message}", file=sys.stderr, flush=True)
 
 
 def runs_in_dvc() -> bool:

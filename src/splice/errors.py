@@ -35,7 +35,17 @@ class Unreachable(Exception):
     """The store can't be reached or is not well: try again later."""
 
 
-def run(name: str, main: Callable[[], None], interrupted: str = INTERRUPTED) -> None:
+def to_stderr(name: str, said: str) -> None:
+    """Say in a line how a stage or command ended."""
+    print(f"{name}: {said}", file=sys.stderr)
+
+
+def run(
+    name: str,
+    main: Callable[[], None],
+    interrupted: str = INTERRUPTED,
+    say: Callable[[str, str], None] = to_stderr,
+) -> None:
     """Run a stage's or command's main function and leave the process with its exit code."""
     signal.signal(signal.SIGTERM, as_interrupt)
     try:
@@ -50,7 +60,7 @@ def run(name: str, main: Callable[[], None], interrupted: str = INTERRUPTED) -> 
         said, code = f"{said}make room or make it accessible, then run again", UserError.exit_code
     else:
         return
-    print(f"{name}: {said}", file=sys.stderr)
+    say(name, said)
     sys.exit(code)
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 
 from digits.errors import DeviceError
+from digits.training.group import Group
 
 if TYPE_CHECKING:
     from digits.params import Train
@@ -21,16 +22,32 @@ class Machine(NamedTuple):
     precision: torch.dtype
     threads: int
     description: str
+    group: Group
 
 
-def prepare(recipe: "Train") -> Machine:
-    """Choose device, precision and threads, and set torch up for them.
+def processes(recipe: "Train") -> int:
+    """How many processes train on this machine, if nothing but params.yaml says it.
 
     Raises:
         DeviceError: the device that was asked for is not there.
     """
+    if recipe.processes != "auto":
+        return recipe.processes
     device = choose_device(recipe.device, "train.device")
-    threads = recipe.threads or _cores()
+    all_gpus = device.type == "cuda" and device.index is None
+    return torch.cuda.device_count() if all_gpus else 1
+
+
+def prepare(recipe: "Train", group: Group = Group()) -> Machine:  # noqa: B008
+    """Choose device, precision and threads, and set torch up for them.
+
+    Raises:
+        DeviceError: the device that was asked for is not there, or not for each process.
+    """
+    device = choose_device(recipe.device, "train.device")
+    if not group.is_alone:
+        device = _own(device, group)
+    threads = recipe.threads or max(1, _cores() // group.local_size)
     torch.set_num_threads(threads)
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
@@ -39,7 +56,8 @@ def prepare(recipe: "Train") -> Machine:
     # use_deterministic_algorithms would import torch's compiler as well: seconds
     torch.set_deterministic_debug_mode("error" if recipe.deterministic else "default")
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    return Machine(device, _precision(recipe.precision, device), threads, _describe(device))
+    precision = _precision(recipe.precision, device)
+    return Machine(device, precision, threads, _describe(device), group)
 
 
 def choose_device(name: str, key: str) -> torch.device:
@@ -59,6 +77,24 @@ def choose_device(name: str, key: str) -> torch.device:
     if not there[device.type]:
         raise DeviceError(f"{key} is {name}, but this machine has no such device; set it to auto")
     return device
+
+
+def _own(device: torch.device, group: Group) -> torch.device:
+    """The device of one of torchrun's processes: of GPUs, each has another."""
+    if device.type == "mps" or device.index is not None:
+        raise DeviceError(
+            f"train.device is {device}, which processes that train together can't share; "
+            "set it to auto, or train.processes to 1"
+        )
+    if device.type != "cuda":
+        return device
+    if group.local_size > torch.cuda.device_count():
+        raise DeviceError(
+            f"{group.local_size} processes on a machine of {torch.cuda.device_count()} GPUs; "
+            "lower train.processes, or set train.device to cpu"
+        )
+    torch.cuda.set_device(group.local_rank)
+    return torch.device("cuda", group.local_rank)
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:

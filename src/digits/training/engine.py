@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from digits.errors import EngineError, NetError
 from digits.training import torch_engine
 from digits.training.device import Machine
+from digits.training.group import Group
 
 try:
     from digits.training.cpu_kernels import engine as kernels
@@ -62,14 +63,15 @@ def for_training(
 
     Raises:
         NetError: the Net can't compute these images.
-        EngineError: `train.engine` is compiled, but the kernels don't fit.
+        EngineError: `train.engine` is compiled, but the kernels don't fit or aren't alone.
     """
     with _aside():
         _check(net, images[:PROBED])
         if recipe.engine == "torch":
             return _torch("train.engine is torch")
         why = (
-            _misfit(net, images)
+            _company(machine.group)
+            or _misfit(net, images)
             or kernels.untrainable(recipe, machine)
             or _misses(net, images, labels, recipe, machine._replace(threads=1))
         )
@@ -119,6 +121,10 @@ def _torch(why: str) -> Engine:
 def _compiled(wanted: str) -> Engine:
     why = f"train.engine is {wanted}, and the kernels agree with torch"
     return Engine("compiled", why, kernels.Steps, kernels.log_probabilities)
+
+
+def _company(group: Group) -> str:
+    return "" if group.is_alone else f"the kernels don't train in a process group (of {group.size})"
 
 
 def _misfit(net: nn.Module, images: Tensor) -> str:

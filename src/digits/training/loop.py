@@ -14,6 +14,7 @@ from digits.errors import DeviceError, DivergedError, NetError
 from digits.model.net import Net
 from digits.training.device import Machine, is_out_of_memory
 from digits.training.engine import Engine, hold_together
+from digits.training.group import raise_if_left
 from digits.training.optim import learning_rate
 from digits.training.torch_engine import loss as mean_loss
 
@@ -105,6 +106,9 @@ def train(
     The order of the images is a function of seed and epoch, and the learning rate of the step,
     so a snapshot holds no random state.
 
+    In a group all processes train the same Net and yield the same events, but the first alone
+    validates and chooses the best weights.
+
     Args:
         net: on `machine.device`.
         training: on `machine.device`.
@@ -123,12 +127,14 @@ def train(
         DivergedError: the loss became NaN or infinite.
         DeviceError: out of memory.
         EngineError: the engine answered otherwise than the Net, once it was trained.
+        KeyboardInterrupt: another process of the group ended.
     """
     try:
         loop = _Loop(net, training, validation, recipe, machine, engine, resume)
         with contextlib.closing(loop.steps):
             yield from loop.run(snapshot_every)
     except RuntimeError as error:
+        raise_if_left(error)
         if not is_out_of_memory(error):
             raise
         raise DeviceError(
@@ -148,7 +154,7 @@ class _Loop:
     resume: dict[str, Tensor] | None
 
     def __post_init__(self) -> None:
-        device = self.machine.device
+        device, self.group = self.machine.device, self.machine.group
         self.net.train()
         self.steps = self.engine.steps(
             self.net, self.training.images, self.training.labels, self.recipe, self.machine
@@ -215,7 +221,8 @@ class _Loop:
         if step % self.recipe.log_every:
             return None
         samples = epoch * len(self.training.labels) + batch * size
-        return Step(step, samples, _finite(float(loss), step), rates[-1])
+        loss = float(self.group.sum(loss)) if isinstance(loss, Tensor) else loss
+        return Step(step, samples, _finite(loss, step), rates[-1])
 
     def _average(self) -> None:
         """The weights' exponential moving average, as `torch.optim.swa_utils` has it.
@@ -239,8 +246,8 @@ class _Loop:
 
     def _end_epoch(self, epoch: int) -> Epoch:
         count = len(self.training.labels)
-        train_loss = _finite(self.loss_sum.item() / count, self.step)
-        train_accuracy = self.correct.item() / count
+        train_loss = _finite(self.group.sum(self.loss_sum).item() / count, self.step)
+        train_accuracy = self.group.sum(self.correct).item() / count
         self.loss_sum.zero_()
         self.correct.zero_()
         loss, accuracy = self._validate()
@@ -249,7 +256,7 @@ class _Loop:
         return Epoch(epoch + 1, self.step, train_loss, train_accuracy, loss, accuracy)
 
     def _validate(self) -> tuple[float | None, float | None]:
-        if not len(self.validation.labels):
+        if self.group.rank or not len(self.validation.labels):
             return None, None
         images = self.validation.images
         net = self._averaged()
@@ -270,8 +277,8 @@ class _Loop:
             _finite(value.detach().sum().item(), self.step)
         tensors = {
             "step": torch.tensor(self.step),
-            "loss_sum": self.loss_sum,
-            "correct": self.correct,
+            "loss_sum": self.group.gather(self.loss_sum),
+            "correct": self.group.gather(self.correct),
             "best_score": self.best_score,
             "best_step": torch.tensor(self.best_step),
         }
@@ -290,8 +297,8 @@ class _Loop:
             }
 
         self.step = int(tensors["step"])
-        self.loss_sum.copy_(tensors["loss_sum"])
-        self.correct.copy_(tensors["correct"])
+        self.loss_sum.copy_(self.group.part(tensors["loss_sum"]))
+        self.correct.copy_(self.group.part(tensors["correct"]))
         self.best_score = tensors["best_score"].clone()
         self.best_step = int(tensors["best_step"])
         self.best = below("best.")

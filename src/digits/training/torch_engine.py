@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from digits.training import optim
 from digits.training.device import Machine
+from digits.training.group import sharing
 
 if TYPE_CHECKING:
     from digits.params import Train
@@ -35,14 +36,15 @@ def log_probabilities(net: nn.Module, images: Tensor, batch_size: int) -> Tensor
 class Steps:
     """Trains a Net in place by autograd and torch.optim.
 
-    The random numbers of a step, dropout's for one, are a function of seed and step alone.
+    The random numbers of a step, dropout's for one, are a function of seed, step and rank alone.
+    In a group each process computes its share of a batch, and they take the same step.
 
     Args:
         net: on the machine's device.
         images: uint8 `[N, channels, height, width]`.
         labels: int64 `[N]`.
         recipe: section `train` of params.yaml.
-        machine: whose precision counts.
+        machine: whose precision and group count.
     """
 
     def __init__(
@@ -52,8 +54,9 @@ class Steps:
         height, width = images.shape[2:]
         moved = with_margin(images, recipe.shift)
         self.windows, self.labels = moved.unfold(2, height, 1).unfold(3, width, 1), labels
-        self.precision, self.recipe = machine.precision, recipe
+        self.precision, self.recipe, self.group = machine.precision, recipe, machine.group
         self.parameters = dict(net.named_parameters())
+        self.shared = sharing(self.net)
         self.optimizers = optim.optimizers(net, recipe)
         self.shares = [group["lr"] / recipe.learning_rate for group in self._groups()]
 
@@ -73,43 +76,54 @@ class Steps:
             places: int64 `[2, N]`, to where each image of the split is moved.
             first: number of the first step, from 0.
             rates: the learning rate of each step.
-            loss_sum: float64 `[]`, to which each image's loss (nats) is added.
-            correct: int64 `[]`, to which the right answers are added.
+            loss_sum: float64 `[]`, to which the loss (nats) of each image of this process is added.
+            correct: int64 `[]`, to which the right answers among them are added.
 
         Returns:
-            The mean loss of the last batch.
+            What this process has of the mean loss of the last batch: all of it, if it is alone.
         """
         batches = torch.split(order, self.recipe.batch_size)
         for step, (indices, rate) in enumerate(zip(batches, rates, strict=True), first):
-            torch.manual_seed((self.recipe.seed << 32) + step)
+            torch.manual_seed(self.group.seed(self.recipe.seed, step))
             for group, share in zip(self._groups(), self.shares, strict=True):
                 group["lr"] = rate * share
-            mean, right = self._backward(indices, places[:, indices])
+            own = indices[self.group.share(len(indices))]
+            mean, right = self._backward(own, places, len(indices))
             if self.recipe.clip_norm is not None:
                 nn.utils.clip_grad_norm_(self.net.parameters(), self.recipe.clip_norm)
             for optimizer in self.optimizers:
                 optimizer.step()
-            loss_sum += mean * len(indices)
+            loss_sum += mean * len(own)
             correct += right
-        return mean
+        return mean * (len(own) / len(indices))
 
     def _groups(self) -> Iterator[dict[str, Any]]:
         """Parameters with settings of their own; `load_state_dict` makes them anew."""
         for optimizer in self.optimizers:
             yield from optimizer.param_groups
 
-    def _backward(self, indices: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean loss and how many were right; the gradients go into the parameters."""
-        images = self.windows[indices, :, places[0], places[1]]
+    def _backward(self, own: Tensor, places: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """Mean loss and how many were right; the gradients of the batch go into the parameters.
+
+        Args:
+            own: which images of the batch are this process's. If none is, it goes through the
+                motions with one that doesn't count: each process must, and few Nets take none.
+            places: as of `__call__`.
+            count: of the batch's images.
+        """
+        weight = len(own) * self.group.size / count  # of the mean that `sharing` takes
+        indices = own if len(own) else places.new_zeros(1)
+        down, right = places[:, indices]
+        images = self.windows[indices, :, down, right]
         images = images.contiguous(memory_format=torch.channels_last)
         labels = self.labels[indices]
         mixed = self.precision != torch.float32
         with torch.autocast(images.device.type, self.precision, enabled=mixed):
-            output = self.net(images)
+            output = self.shared(images)
         mean = loss(output, labels)
         self.net.zero_grad(set_to_none=True)
-        mean.backward()  # type: ignore[no-untyped-call]
-        return mean.detach(), (output.detach().argmax(1) == labels).sum()
+        (mean if weight == 1 else mean * weight).backward()  # type: ignore[no-untyped-call]
+        return mean.detach(), (output.detach().argmax(1) == labels)[: len(own)].sum()
 
     def state(self) -> dict[str, Tensor]:
         """The optimizers' tensors, live, by `key.parameter`."""

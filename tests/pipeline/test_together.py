@@ -1,0 +1,181 @@
+"""A training of two processes through the pipeline: one run, one model; killed, it goes on."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import stat
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import psutil
+import pytest
+
+from conftest import Project, once
+from delivered import ONCE, delivered
+from machine import WAIT_SECONDS, family, started, training, until
+from splice.files import md5
+from splice.mlflow_store import MODEL
+
+TOGETHER = {"train.processes": 2, "train.epochs": 5, "checkpoint.every_steps": 5}
+
+
+@pytest.fixture(scope="module")
+def together(finished_project: Project, common: Path) -> Project:
+    """One in which two processes are to train; only to be copied."""
+    project = replace(finished_project, root=common / "together")
+    with once(project.root) as first:
+        if first:
+            finished_project.copy(project.root)
+            project.params(TOGETHER)
+            project.commit("Two processes")
+    return project
+
+
+@pytest.fixture(scope="module")
+def whole(together: Project, common: Path) -> Project:
+    """One in which they did, undisturbed."""
+    project = replace(together, root=common / "whole")
+    with once(project.root) as first:
+        if first:
+            together.copy(project.root)
+            try:
+                (common / "whole.log").write_text(project.dvc("repro").stdout)
+                project.deliver()
+            finally:
+                project.stop_sender()
+    return project
+
+
+def log(project: Project) -> str:
+    return (project.root.parent / f"{project.root.name}.log").read_text()
+
+
+def test_two_processes_speak_with_one_voice_and_make_one_run(whole: Project) -> None:
+    said = log(whole)
+    assert said.count("train: ") == said.count("train: computed by torch") + sum(
+        said.count(f"train: {word}") for word in ("epoch ", "trained in ", "done in ")
+    )
+    for line, times in (("computed by torch", 1), ("epoch ", 5), ("done in ", 1)):
+        assert said.count(f"train: {line}") == times
+    assert "arning" not in said
+    assert delivered(whole) == ONCE
+    (run,) = whole.store().tagged({MODEL: md5(whole.model)})
+    assert (run.data.tags["processes"], run.data.tags["engine"]) == ("2", "torch")
+
+
+def workers(pid: int) -> dict[str, psutil.Process]:
+    """The processes that train, by their rank."""
+    found = {}
+    for one in family(pid):
+        try:
+            if "src/train.py" in one.cmdline() and "RANK" in one.environ():
+                found[one.environ()["RANK"]] = one
+        except psutil.Error:
+            continue
+    return found
+
+
+def in_training(project: Project, pid: int) -> dict[str, psutil.Process]:
+    """The processes that train, once they have written another checkpoint."""
+    before = newest_checkpoint(project)
+    until(lambda: newest_checkpoint(project) > before)
+    return workers(pid)
+
+
+def newest_checkpoint(project: Project) -> int:
+    """When it was written; 0 if there is none."""
+    files = project.root.glob(".digits/checkpoints/*.safetensors")
+    return max((file.stat().st_mtime_ns for file in files), default=0)
+
+
+def are_over(processes: dict[str, psutil.Process]) -> bool:
+    return not any(
+        one.is_running() and one.status() != psutil.STATUS_ZOMBIE for one in processes.values()
+    )
+
+
+def test_whoever_of_them_is_killed_none_is_left_and_the_bytes_are_the_same(
+    together: Project, whole: Project, copy_of: Callable[[Project], Project]
+) -> None:
+    project = copy_of(together)
+    with training(project) as leader:
+        assert leader.pid is not None
+        for rank in ("1", "0"):
+            members = in_training(project, leader.pid)
+            members[rank].kill()
+            until(partial(are_over, members))
+        members = in_training(project, leader.pid)
+        os.kill(leader.pid, signal.SIGINT)
+        leader.join(WAIT_SECONDS)
+        assert leader.exitcode == 130
+        assert are_over(members)
+    assert log(project).count("train: going on after step") == 2
+    assert log(project).count("train: interrupted; the next `dvc repro` goes on from here") == 1
+    with started(project, "dvc", "repro", "train") as dvc:
+        members = in_training(project, dvc.pid)
+        dvc.kill()
+        until(partial(are_over, members))
+    assert "Traceback" not in log(project)
+    project.splice("unlock")
+    assert "train: going on after step" in project.dvc("repro", "train").stdout
+    project.deliver()
+    assert md5(project.model) == md5(whole.model)
+    assert delivered(project) == ONCE
+
+
+def test_what_one_of_them_meets_is_said_once_in_a_line(
+    together: Project, copy_of: Callable[[Project], Project]
+) -> None:
+    project = copy_of(together)
+    project.params({"train.engine": "compiled", "tracking.enabled": False})
+    done = project.stage("train", check=False)
+    assert done.returncode == 1
+    assert done.stdout.splitlines() == [
+        "train: train.engine is compiled, but the kernels don't train in a process group (of 2); "
+        "set it to auto or torch"
+    ]
+
+
+SCONTROL = "#!/bin/bash\necho 127.0.0.1\n"
+SRUN = """#!/bin/bash
+shift
+for node in 0 1; do SLURM_NODEID=$node "$@" & started+=($!); done
+for one in "${started[@]}"; do wait "$one" || exit; done
+"""
+
+
+def test_the_slurm_file_trains_on_two_machines_to_the_bytes_of_two_processes_on_one(
+    together: Project, whole: Project, copy_of: Callable[[Project], Project], tmp_path: Path
+) -> None:
+    for name, text in (("scontrol", SCONTROL), ("srun", SRUN)):
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(stat.S_IRWXU)
+    project = copy_of(together).sooner()
+    loopback = next(name for _, name in socket.if_nameindex() if name.startswith("lo"))
+    done = project.run(
+        "bash",
+        "deploy/train.sbatch",
+        PATH=os.pathsep.join([str(tmp_path), project.env["PATH"]]),
+        SLURM_SUBMIT_DIR=str(project.root),
+        SLURM_JOB_NODELIST="node[1-2]",
+        SLURM_JOB_NUM_NODES="2",
+        SLURM_JOB_ID=str(free_port(range(20_000, 30_000)) - 20_000),
+        GLOO_SOCKET_IFNAME=loopback,
+    )
+    assert done.stdout.count("train: computed by torch") == 1
+    assert md5(project.model) == md5(whole.model)
+    assert "up to date" in project.dvc("status").stdout
+    project.deliver()
+    assert delivered(project) == ONCE
+
+
+def free_port(ports: range) -> int:
+    for port in ports:
+        with socket.socket() as one:
+            if one.connect_ex(("127.0.0.1", port)):
+                return port
+    raise AssertionError("no port is free")
