@@ -105,7 +105,9 @@ def resumes_to_the_same_bytes(recipe: Train, folder: Path, every: int = 1) -> No
 
 @pytest.mark.parametrize("keep", ["last", "best"])
 def test_the_last_event_says_of_which_step_the_net_is(keep: Any) -> None:
-    _, events = run(replace(SMALL, keep=keep, epochs=5, learning_rate=0.03, schedule="constant"))
+    _, events = run(
+        replace(SMALL, keep=keep, epochs=3, learning_rate=0.1, schedule="constant", warm_up=1.0)
+    )
     epochs = [event for event in events if isinstance(event, Epoch)]
     scores = [(event.validation_accuracy, -(event.validation_loss or 0)) for event in epochs]
     best = epochs[scores.index(max(scores))]
