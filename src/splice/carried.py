@@ -105,6 +105,8 @@ def _below(folder: Path) -> Iterator[Path]:
 
 
 def _unpack(config: Config, source: Path, aside: Path) -> None:
+    if source.is_file() and not tarfile.is_tarfile(source):
+        raise DataError(f"{source} is neither what `splice export` makes nor an mlflow.db")
     try:
         with tarfile.open(source) as archive:
             archive.extractall(aside, filter="data")

@@ -22,6 +22,7 @@ os.environ.setdefault("MLFLOW_ARTIFACT_UPLOAD_DOWNLOAD_TIMEOUT", "10")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("DO_NOT_TRACK", "true")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 
 import yaml
 from mlflow import MlflowClient
@@ -660,6 +661,7 @@ class Store:
             tags={**tags},
             description=said,
             model_id=model_id,
+            await_creation_for=0,
         )
         shown = json.dumps([{"name": name, "version": str(made.version)}])
         self.client.set_logged_model_tags(model_id, {MLFLOW_MODEL_VERSIONS: shown})

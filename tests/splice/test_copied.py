@@ -102,6 +102,7 @@ def test_every_finished_run_goes_over_whole_and_once_even_after_a_kill(
     copying.wait()
 
     said = served.splice("import", "mlflow.db").stdout
+    assert "\U0001f3c3" not in said  # MLflow's runner, with an address that nobody asked for
     assert "1 that are not finished stay there" in said
     assert md5(foreign.root / "mlflow.db") == before
     server, found = served.store(), copies(served)
@@ -158,7 +159,11 @@ def test_what_is_no_other_store_is_refused(foreign: Foreign, tmp_path: Path) -> 
     with closing(sqlite3.connect(other)) as database, database:
         database.execute("CREATE TABLE songs (title TEXT)")
     own = foreign.root / "mlflow.db"
-    for path, reason in ((own, "the store that this project delivers to"), (other, "is no store")):
+    for path, reason in (
+        (own, "the store that this project delivers to"),
+        (other, "is no store"),
+        (foreign.root / "dvc.yaml", "is neither what `splice export` makes nor an mlflow.db"),
+    ):
         refused = foreign.splice("import", str(path), check=False)
         assert refused.returncode == 1
         assert reason in refused.stdout
