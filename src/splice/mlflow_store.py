@@ -65,6 +65,11 @@ COPIED = "copied.from"  # the id of the run, or model, of another store
 EXPERIMENT = "dvc.experiment"  # in which the run's model was trained
 ORIGIN, PARENT, DUPLICATE = "origin", "mlflow.parentRunId", "duplicate_of"
 
+# Of a run's curves in MLflow's pages, whose own are sometimes near black. Those of Okabe and Ito
+# (2008), which the colour-blind tell apart, but for the two that vanish on white or on black.
+COLOR = "mlflow.runColor"
+COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
+
 ENVIRONMENT = ("env.python", "env.platform", "env.packages")
 
 CHAMPION, CHALLENGER = "champion", "challenger"
@@ -268,8 +273,20 @@ class Store:
         if known:
             return str(known[0].info.run_id)
         short = {key: value[:LONGEST_TAG] for key, value in tags.items()}
-        run = self.client.create_run(self.experiment(experiment), start, short, name)
+        where = self.experiment(experiment)
+        if not tags.keys() & {PARENT, COPIED}:
+            short[COLOR] = self._free_color(where)
+        run = self.client.create_run(where, start, short, name)
         return str(run.info.run_id)
+
+    def _free_color(self, experiment: str) -> str:
+        """The one that none of the latest runs has, or that was used the longest time ago."""
+        newest_first = ["attributes.start_time DESC"]
+        latest = self.client.search_runs(
+            [experiment], max_results=len(COLORS), order_by=newest_first
+        )
+        used = [run.data.tags.get(COLOR) for run in latest]
+        return max(COLORS, key=lambda one: used.index(one) if one in used else len(used))
 
     def tag(self, run_id: str, tags: Mapping[str, str]) -> None:
         """Set tags of a run."""

@@ -11,7 +11,7 @@ from splice import Evaluation
 from splice.config import Config
 from splice.files import md5
 from splice.join import Join
-from splice.mlflow_store import Store
+from splice.mlflow_store import COLORS, ENTRY, Store
 
 LOSSES = {1: 0.9, 2: 0.4, 3: 0.6}
 
@@ -49,6 +49,16 @@ def test_a_models_points_are_those_of_its_step_and_tied_to_its_data(
     assert put_out == (said or 0)
     history = local_store.client.get_metric_history(str(model.source_run_id), "validation/loss")
     assert [(point.step, point.value) for point in history] == [*LOSSES.items()]
+
+
+def test_the_latest_runs_have_colours_of_their_own(local_store: Store) -> None:
+    colors = []
+    for start in range(1, 2 * len(COLORS) + 1):
+        tags = {ENTRY: str(start)}
+        run_id = local_store.create_run("many", "run", tags, start, unique=ENTRY)
+        colors.append(local_store.client.get_run(run_id).data.tags["mlflow.runColor"])
+    for latest in range(len(COLORS), len(colors)):
+        assert set(colors[latest - len(COLORS) : latest]) == set(COLORS)
 
 
 def test_an_experiment_says_what_its_runs_are(finished: Project) -> None:
