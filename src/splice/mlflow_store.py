@@ -66,9 +66,9 @@ EXPERIMENT = "dvc.experiment"  # in which the run's model was trained
 ORIGIN, PARENT, DUPLICATE = "origin", "mlflow.parentRunId", "duplicate_of"
 
 # Of a run's curves in MLflow's pages, whose own are sometimes near black. Those of Okabe and Ito
-# (2008), which the colour-blind tell apart, but for the two that vanish on white or on black.
+# (2008), which the colour-blind tell apart, but for those that are faint on white or on black.
 COLOR = "mlflow.runColor"
-COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
 
 ENVIRONMENT = ("env.python", "env.platform", "env.packages")
 
@@ -275,15 +275,17 @@ class Store:
         short = {key: value[:LONGEST_TAG] for key, value in tags.items()}
         where = self.experiment(experiment)
         if not tags.keys() & {PARENT, COPIED}:
-            short[COLOR] = self._free_color(where)
+            short[COLOR] = self._free_color(where, start)
         run = self.client.create_run(where, start, short, name)
         return str(run.info.run_id)
 
-    def _free_color(self, experiment: str) -> str:
-        """The one that none of the latest runs has, or that was used the longest time ago."""
-        newest_first = ["attributes.start_time DESC"]
+    def _free_color(self, experiment: str, start: int) -> str:
+        """The one that none of the runs just before has, or that was used the longest time ago."""
         latest = self.client.search_runs(
-            [experiment], max_results=len(COLORS), order_by=newest_first
+            [experiment],
+            f"attributes.start_time <= {start}",
+            max_results=len(COLORS),
+            order_by=["attributes.start_time DESC"],
         )
         used = [run.data.tags.get(COLOR) for run in latest]
         return max(COLORS, key=lambda one: used.index(one) if one in used else len(used))
