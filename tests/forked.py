@@ -8,6 +8,7 @@ something is killed, they are processes of their own.
 from __future__ import annotations
 
 import functools
+import gc
 import json
 import logging
 import multiprocessing
@@ -23,17 +24,39 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 SLOW = [
-    "dvc.commands.repro",
-    "dvc.repo.experiments",
+    "alembic.command",
+    "dulwich.porcelain",
+    "dvc.api",
+    "dvc.cachemgr",
+    "dvc.cli.parser",
+    "dvc.repo.experiments.queue.celery",
+    "dvc.repo.experiments.run",
+    "dvc.repo.experiments.show",
+    "dvc.repo.graph",
+    "dvc.repo.index",
+    "dvc.repo.plots",
     "dvc.repo.reproduce",
+    "dvc.utils.hydra",
+    "dvc.utils.strictyaml",
+    "jinja2",
+    "markdown_it",
     "matplotlib.backends.backend_agg",
+    "matplotlib.figure",
+    "mlflow.pyfunc",
     "mlflow.pytorch",
-    "mlflow.store.model_registry.sqlalchemy_store",
-    "mlflow.store.tracking.sqlalchemy_store",
+    "mlflow.store.model_registry.sqlalchemy_workspace_store",
+    "mlflow.store.tracking.sqlalchemy_workspace_store",
     "networkx",
+    "pydantic.dataclasses",
+    "safetensors.numpy",
+    "sqlalchemy.dialects.sqlite",
+    "sympy.tensor.tensor",
+    "torch._functorch.aot_autograd",
     "torch._inductor.ir",
-    "torch.export",
-]  # networkx and torch's: what torch.export imports when it is first called
+    "torch.export._trace",
+    "torch.export.pt2_archive._package",
+    "torch.utils._sympy.reference",
+]  # some are what torch.export, MLflow or DVC import when they are first called
 
 SOURCE = Path(__file__).resolve().parents[1] / "src"
 
@@ -174,6 +197,7 @@ def _python(
 
 
 def _begin(folder: Path | str, env: dict[str, str]) -> None:
+    gc.freeze()  # or the first collection would look at, and copy, all that was imported
     logging.root.handlers.clear()  # which an import made
     for name, module in [*sys.modules.items()]:  # of these sources, where a harness imports them
         if SOURCE in Path(getattr(module, "__file__", None) or "/").parents:
