@@ -68,8 +68,9 @@ def test_a_recipe_is_run_as_an_experiment_and_leaves_the_workspace_alone(bare: P
         ", ".join(path.stem for path in RECIPES) + "\n"
     )
 
-    bare.digits("recipe", "fast")
-    again = bare.digits("recipe", "fast").stdout
+    bare.wake()
+    bare.sooner().digits("recipe", "fast")
+    again = bare.sooner().digits("recipe", "fast").stdout
     assert "there is an experiment fast already; this one is fast-2" in again
     assert "going on" not in again
     assert "epoch 1/1" not in again  # it is in DVC's cache

@@ -49,7 +49,7 @@ def test_a_moved_project_keeps_its_models_and_a_copy_leaves_the_original_as_it_i
     finished.root.rename(moved.root)
     try:
         moved.params({"train.epochs": 1})
-        output = moved.run("dvc", "repro").stdout
+        output = moved.sooner().run("dvc", "repro").stdout
         assert output.count(FOLLOWS) == 1, output
         assert str(finished.root) in output
         assert "everything is delivered to MLflow" in output
@@ -66,7 +66,7 @@ def test_a_moved_project_keeps_its_models_and_a_copy_leaves_the_original_as_it_i
     (tmp_path / "copy").rename(copy.root)
     try:
         copy.params({"evaluate.mistakes": 3})
-        assert copy.run("python", "src/evaluate.py").stdout.count(FOLLOWS) == 1
+        assert copy.sooner().run("python", "src/evaluate.py").stdout.count(FOLLOWS) == 1
         copy.splice("sync", "--wait", "60")
     finally:
         copy.stop_sender()

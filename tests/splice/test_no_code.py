@@ -111,8 +111,8 @@ def project(tmp_path: Path, clean_environment: dict[str, str]) -> Iterator[Make]
         for name, text in files.items():
             (made.root / name).write_text(text)
         made.git("init", "--quiet", "--initial-branch=main")
-        made.run("dvc", "init", "--quiet")
-        made.run("dvc", "add", "--quiet", "data.csv")
+        made.sooner().run("dvc", "init", "--quiet")
+        made.sooner().run("dvc", "add", "--quiet", "data.csv")
         repro(made)
         return made
 
@@ -122,7 +122,7 @@ def project(tmp_path: Path, clean_environment: dict[str, str]) -> Iterator[Make]
 
 def repro(project: Foreign) -> str:
     """As somebody would who has no splice."""
-    project.run("dvc", "repro", "--quiet")
+    project.sooner().run("dvc", "repro", "--quiet")
     return project.commit("Results")
 
 
@@ -180,10 +180,10 @@ def test_a_single_stage_gets_a_run_of_all_that_dvc_lock_says_and_another_of_anot
     (single.root / "metrics.json").write_text("{}")
     assert "metrics.json here is not what dvc.lock says" in sync(single)
     single.git("checkout", "--quiet", "metrics.json")
-    single.run("dvc", "exp", "run", "--quiet", "--name", "better", "-S", "slope=2")
+    single.sooner().run("dvc", "exp", "run", "--quiet", "--name", "better", "-S", "slope=2")
     sync(single)
     single.git("checkout", "--quiet", "--force", ".")
-    single.run("dvc", "checkout", "--quiet")
+    single.sooner().run("dvc", "checkout", "--quiet")
     (_, other) = single.runs()
     assert other.data.metrics["test.error"] == 0
     assert other.info.run_id in single.splice("find", "better").stdout
@@ -240,9 +240,9 @@ def test_the_history_of_a_project_that_never_heard_of_splice_gets_its_runs_once(
     for slope in (4, 5):
         params.write_text(params.read_text().replace(f"steep: {slope - 1}", f"steep: {slope}"))
         repro(matrix)
-    matrix.run("dvc", "exp", "run", "--quiet", "--name", "six", "-S", "slopes.steep=6")
+    matrix.sooner().run("dvc", "exp", "run", "--quiet", "--name", "six", "-S", "slopes.steep=6")
     matrix.git("checkout", "--quiet", "--force", ".")
-    matrix.run("dvc", "checkout", "--quiet")
+    matrix.sooner().run("dvc", "checkout", "--quiet")
     assert "5 results of the history" in sync(matrix, "--history", "--dry-run")
     assert "history: 3 results delivered, 0 can't be" in sync(matrix, "--history")
     runs = matrix.runs()
