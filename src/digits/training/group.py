@@ -30,12 +30,6 @@ class Group(NamedTuple):
         rank, size, local_rank, local_size = (int(os.environ[name]) for name in names)
         return cls(rank, size, local_rank, local_size, is_alone=False)
 
-    @property
-    def job(self) -> str:
-        """Torchrun's name for the job, in which it may start the group again; '' if none."""
-        name = "none" if self.is_alone else os.environ["TORCHELASTIC_RUN_ID"]
-        return "" if name == "none" else name
-
     @contextmanager
     def joined(self, device: torch.device) -> Iterator[None]:
         """Be able to talk to the others: by NCCL where they have GPUs, by gloo on CPUs.
