@@ -44,8 +44,6 @@ def begin() -> None:
     if IS_MEMBER:
         _end_with_parent()
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # DDP warns of what is meant
-    if IS_LED and next(errors_left(Path(os.environ["TORCHELASTIC_ERROR_FILE"]).parents[2]), ""):
-        sys.exit(UserError.exit_code)  # an earlier start met what this one would meet again
     if IS_LED or not IS_FIRST:
         return
     with suppress(UserError, OSError):  # `run` says it
@@ -96,6 +94,7 @@ def errors_left(folder: Path) -> Iterator[str]:
 
 def _to_torchrun(name: str, said: str) -> None:
     """Say how one of several processes ended, if nobody does in its stead."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun sends it to one that is ending, too
     if said != splice.errors.INTERRUPTED:
         _leave(UserError(said))
     if not IS_LED:

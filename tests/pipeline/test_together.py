@@ -72,9 +72,9 @@ def workers(pid: int) -> dict[str, psutil.Process]:
     found = {}
     for one in family(pid):
         try:
-            if "src/train.py" in one.cmdline() and "RANK" in one.environ():
+            if one.cmdline()[-1].endswith("src/train.py") and "RANK" in one.environ():
                 found[one.environ()["RANK"]] = one
-        except psutil.Error:
+        except (psutil.Error, IndexError):  # it has just ended
             continue
     return found
 
@@ -83,7 +83,9 @@ def in_training(project: Project, pid: int) -> dict[str, psutil.Process]:
     """The processes that train, once they have written another checkpoint."""
     before = newest_checkpoint(project)
     until(lambda: newest_checkpoint(project) > before)
-    return workers(pid)
+    found = workers(pid)
+    assert found, log(project)
+    return found
 
 
 def newest_checkpoint(project: Project) -> int:
@@ -102,12 +104,17 @@ def test_whoever_of_them_is_killed_none_is_left_and_the_bytes_are_the_same(
     together: Project, whole: Project, copy_of: Callable[[Project], Project]
 ) -> None:
     project = copy_of(together)
-    with training(project) as leader:
-        assert leader.pid is not None
-        for rank in ("1", "0"):
+    for rank in ("1", "0"):
+        with training(project) as leader:
+            assert leader.pid is not None
             members = in_training(project, leader.pid)
             members[rank].kill()
-            until(partial(are_over, members))
+            leader.join(WAIT_SECONDS)
+            assert leader.exitcode == 1
+            assert are_over(members)
+        assert f"train: process {rank} of 2 ended by SIGKILL, and so all did; " in log(project)
+    with training(project) as leader:
+        assert leader.pid is not None
         members = in_training(project, leader.pid)
         os.kill(leader.pid, signal.SIGINT)
         leader.join(WAIT_SECONDS)

@@ -16,18 +16,17 @@ from digits import stage
 from digits.errors import UserError
 
 HERE, LOOPBACKS = "127.0.0.1", ("lo", "lo0")
-RESTARTS = 3
 STOP_SECONDS = 10
 
 
 def train_together(script: Path, count: int) -> None:
     """Run a script in several processes that train together, and wait for them.
 
-    If one dies, all are started again, a few times. What goes wrong is said here, and by none of
-    them. They end with this process, however it does.
+    If one dies, all end. What goes wrong is said here, and by none of them. They end with this
+    process, however it does.
 
     Raises:
-        UserError: what one of them met, or that they died too often.
+        UserError: what one of them met, or that one died.
         KeyboardInterrupt: this process was asked to end.
     """
     logging.disable(logging.CRITICAL)  # torch's account of what is said here in a line
@@ -45,7 +44,7 @@ def train_together(script: Path, count: int) -> None:
             rdzv_endpoint=str(Path(folder, "rendezvous")),
             rdzv_configs={"store_type": "file"},
             local_addr=HERE,
-            max_restarts=RESTARTS,
+            max_restarts=0,
             shutdown_timeout=STOP_SECONDS,
             logs_specs=DefaultLogsSpecs(folder),
         )
@@ -59,6 +58,6 @@ def train_together(script: Path, count: int) -> None:
             rank, failure = error.get_first_failure()
             how = failure.signal_name() if failure.exitcode < 0 else f"exit code {failure.exitcode}"
             raise UserError(
-                f"after {RESTARTS} new starts, process {rank} of {count} ended by {how} again; "
+                f"process {rank} of {count} ended by {how}, and so all did; "
                 "the next `dvc repro` goes on from the last checkpoint"
             ) from error
