@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
@@ -261,14 +261,26 @@ def common(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "common"
 
 
-@contextmanager
-def once(path: Path) -> Iterator[bool]:
-    """Whether something is still to be made by this worker; the others wait until it is there."""
+def once(path: Path, make: Callable[[], object]) -> None:
+    """Make something unless another worker has; the others wait until it is there."""
     done = path.with_name(f"{path.name}.done")
     with path.with_name(f"{path.name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        yield not done.exists()
-        done.touch()
+        if not done.exists():
+            make()
+            done.touch()
+
+
+def prepared(original: Project, root: Path, prepare: Callable[[Project], object]) -> Project:
+    """A copy of a project to which something was done, by one of the workers."""
+    project = replace(original, root=root)
+
+    def make() -> None:
+        original.copy(root)
+        prepare(project)
+
+    once(root, make)
+    return project
 
 
 @pytest.fixture(scope="session")
@@ -282,35 +294,30 @@ def clean_environment(common: Path) -> dict[str, str]:
 def bare_project(common: Path, clean_environment: dict[str, str]) -> Project:
     """The working tree as one commit, with small parameters, nothing run; only to be copied."""
     project = Project(common / "bare", clean_environment)
-    with once(project.root) as first:
-        if first:
-            working_tree(project.root, project.env)
+    once(project.root, lambda: working_tree(project.root, project.env))
     return project
 
 
 @pytest.fixture(scope="session")
 def finished_project(bare_project: Project, common: Path) -> Project:
     """One in which `dvc repro` ran, all is delivered, and dvc.lock committed; only to be copied."""
-    project = replace(bare_project, root=common / "finished")
-    with once(project.root) as first:
-        if first:
-            bare_project.copy(project.root)
-            try:
-                project.dvc("repro")
-                project.deliver()
-            finally:
-                project.stop_sender()
-            project.commit("Results")
-    return project
+
+    def run(project: Project) -> None:
+        try:
+            project.dvc("repro")
+            project.deliver()
+        finally:
+            project.stop_sender()
+        project.commit("Results")
+
+    return prepared(bare_project, common / "finished", run)
 
 
 @pytest.fixture(scope="session")
 def empty_store(common: Path) -> Path:
     """MLflow's sqlite file as MLflow makes it, which takes seconds; only to be copied."""
     path = common / "mlflow.db"
-    with once(path) as first:
-        if first:
-            Store(common, sqlite_uri(path)).ping()
+    once(path, Store(common, sqlite_uri(path)).ping)
     return path
 
 

@@ -53,9 +53,7 @@ class Foreign(Project):
 def finished_foreign(common: Path, clean_environment: dict[str, str]) -> Foreign:
     """One in which everything ran twice and is delivered and committed; only to be copied."""
     project = Foreign(common / "foreign", clean_environment | INSTALLED)
-    with once(project.root) as first:
-        if first:
-            _make(project)
+    once(project.root, lambda: _make(project))
     return project
 
 

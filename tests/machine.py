@@ -32,10 +32,19 @@ def until(what: Callable[[], T]) -> T:
     raise AssertionError("what was waited for never came")
 
 
+def log_file(project: Project) -> Path:
+    """Where a command in the background says what it says: beside the project."""
+    return project.root.parent / f"{project.root.name}.log"
+
+
+def log(project: Project) -> str:
+    return log_file(project).read_text()
+
+
 @contextmanager
 def started(project: Project, *command: str) -> Iterator[subprocess.Popen[str]]:
     """A command in the background, in a process group of its own."""
-    with (project.root.parent / f"{project.root.name}.log").open("w") as log:
+    with log_file(project).open("w") as log:
         process = subprocess.Popen(
             command, cwd=project.root, env=project.env, stdout=log, stderr=log, text=True,
             process_group=0,
@@ -51,7 +60,7 @@ def started(project: Project, *command: str) -> Iterator[subprocess.Popen[str]]:
 @contextmanager
 def training(project: Project) -> Iterator[BaseProcess]:
     """Stage `train` in the background, without dvc; killed if it hasn't ended."""
-    log = project.root.parent / f"{project.root.name}.log"
+    log = log_file(project)
     log.touch()
     process = forked.start("src/train.py", folder=project.root, env=project.env, output=log)
     try:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from conftest import Project, once
+from conftest import Project, prepared
 from splice.files import md5
 
 STAGES = ("download", "preprocess", "train", "evaluate")
@@ -31,13 +30,12 @@ def run(project: Project, *stages: str) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def original(bare_project: Project, common: Path) -> Project:
     """One in which every stage ran once, untracked; only to be copied."""
-    project = replace(bare_project, root=common / "original")
-    with once(project.root) as first:
-        if first:
-            bare_project.copy(project.root)
-            project.params({"tracking.enabled": False, "train.threads": 2})
-            run(project, *STAGES)
-    return project
+
+    def run_all(project: Project) -> None:
+        project.params({"tracking.enabled": False, "train.threads": 2})
+        run(project, *STAGES)
+
+    return prepared(bare_project, common / "original", run_all)
 
 
 def test_every_output_is_the_same_bytes_elsewhere_later_with_other_threads_and_hash_seeds(

@@ -14,7 +14,7 @@ from playwright.sync_api import Page, expect
 
 from browser import chromium, errors_of, hosts_asked, needs_chromium
 from conftest import Project
-from machine import started, until
+from machine import log_file, started, until
 from splice.files import md5
 
 SEVEN = [(0.28, 0.22), (0.72, 0.22), (0.60, 0.45), (0.45, 0.82)]
@@ -29,7 +29,7 @@ Shape = list[tuple[float, float]]
 def address(finished: Project) -> Iterator[str]:
     """Of the page, served by the command as a user calls it; ended by Ctrl-C, without a word."""
     served = finished.with_env(PYTHONPATH=str(finished.root / "src"))
-    log = finished.root.parent / f"{finished.root.name}.log"
+    log = log_file(finished)
     with started(served, "python", "-m", "digits.cli", "draw") as process:
         until(lambda: "Ctrl-C" in log.read_text() or process.poll() is not None)
         said = log.read_text()

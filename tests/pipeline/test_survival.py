@@ -8,7 +8,6 @@ import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,13 +17,13 @@ import psutil
 import pytest
 import torch
 
-from conftest import Project, once
+from conftest import Project, prepared
 from delivered import ONCE, delivered
 from digits import stage
 from digits.errors import DataError
 from digits.training.checkpoint import KEPT, Checkpoint
 from journals import delivered_bytes
-from machine import WAIT_SECONDS, family, is_saved, started, training, until
+from machine import WAIT_SECONDS, family, is_saved, log, started, training, until
 from splice import outbox, provenance
 from splice.config import Config
 from splice.errors import Rejected
@@ -43,37 +42,31 @@ LONGER = {
 @pytest.fixture(scope="module")
 def ready_project(bare_project: Project, empty_store: Path, common: Path) -> Project:
     """One whose data is there and whose training is still to come; only to be copied."""
-    project = replace(bare_project, root=common / "ready")
-    with once(project.root) as first:
-        if first:
-            bare_project.copy(project.root)
-            shutil.copy2(empty_store, project.root / "mlflow.db")
-            project.params({**LONGER, "tracking.enabled": False})
-            project.dvc("repro", "preprocess")
-            project.params({"tracking.enabled": True})
-            project.commit("Data")
-    return project
+
+    def preprocess(project: Project) -> None:
+        shutil.copy2(empty_store, project.root / "mlflow.db")
+        project.params({**LONGER, "tracking.enabled": False})
+        project.dvc("repro", "preprocess")
+        project.params({"tracking.enabled": True})
+        project.commit("Data")
+
+    return prepared(bare_project, common / "ready", preprocess)
 
 
 @pytest.fixture(scope="module")
 def uninterrupted(ready_project: Project, common: Path) -> str:
     """The MD5 of the model that an uninterrupted training gives."""
-    project = replace(ready_project, root=common / "uninterrupted")
-    with once(project.root) as first:
-        if first:
-            ready_project.copy(project.root)
-            project.params({"tracking.enabled": False})
-            project.stage("train")
-    return md5(project.model)
+
+    def train(project: Project) -> None:
+        project.params({"tracking.enabled": False})
+        project.stage("train")
+
+    return md5(prepared(ready_project, common / "uninterrupted", train).model)
 
 
 @pytest.fixture
 def ready(ready_project: Project, copy_of: Callable[[Project], Project]) -> Project:
     return copy_of(ready_project)
-
-
-def log(project: Project) -> str:
-    return (project.root.parent / f"{project.root.name}.log").read_text()
 
 
 def stage_of(process: subprocess.Popen[str], name: str) -> psutil.Process | None:
@@ -267,14 +260,13 @@ def test_two_repros_at_once_are_kept_apart_by_dvc(ready: Project, uninterrupted:
 @pytest.fixture(scope="module")
 def interrupted_project(ready_project: Project, common: Path) -> Project:
     """An untracked one whose training was killed when a checkpoint was there; only to be copied."""
-    project = replace(ready_project, root=common / "interrupted")
-    with once(project.root) as first:
-        if first:
-            ready_project.copy(project.root)
-            project.params({"tracking.enabled": False})
-            with training(project):
-                until(lambda: is_saved(project))
-    return project
+
+    def interrupt(project: Project) -> None:
+        project.params({"tracking.enabled": False})
+        with training(project):
+            until(lambda: is_saved(project))
+
+    return prepared(ready_project, common / "interrupted", interrupt)
 
 
 @pytest.fixture

@@ -7,16 +7,15 @@ import signal
 import socket
 import stat
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import psutil
 import pytest
 
-from conftest import Project, once
+from conftest import Project, prepared
 from delivered import ONCE, delivered
-from machine import WAIT_SECONDS, family, started, training, until
+from machine import WAIT_SECONDS, family, log, log_file, started, training, until
 from splice.files import md5
 from splice.mlflow_store import MODEL
 
@@ -26,32 +25,26 @@ TOGETHER = {"train.processes": 2, "train.epochs": 5, "checkpoint.every_steps": 5
 @pytest.fixture(scope="module")
 def together(finished_project: Project, common: Path) -> Project:
     """One in which two processes are to train; only to be copied."""
-    project = replace(finished_project, root=common / "together")
-    with once(project.root) as first:
-        if first:
-            finished_project.copy(project.root)
-            project.params(TOGETHER)
-            project.commit("Two processes")
-    return project
+
+    def choose(project: Project) -> None:
+        project.params(TOGETHER)
+        project.commit("Two processes")
+
+    return prepared(finished_project, common / "together", choose)
 
 
 @pytest.fixture(scope="module")
 def whole(together: Project, common: Path) -> Project:
     """One in which they did, undisturbed."""
-    project = replace(together, root=common / "whole")
-    with once(project.root) as first:
-        if first:
-            together.copy(project.root)
-            try:
-                (common / "whole.log").write_text(project.dvc("repro").stdout)
-                project.deliver()
-            finally:
-                project.stop_sender()
-    return project
 
+    def train(project: Project) -> None:
+        try:
+            log_file(project).write_text(project.dvc("repro").stdout)
+            project.deliver()
+        finally:
+            project.stop_sender()
 
-def log(project: Project) -> str:
-    return (project.root.parent / f"{project.root.name}.log").read_text()
+    return prepared(together, common / "whole", train)
 
 
 def test_two_processes_speak_with_one_voice_and_make_one_run(whole: Project) -> None:
