@@ -1,13 +1,12 @@
 """How every stage runs: a user's error is one line and an exit code, never a traceback."""
 
 import hashlib
-import json
 import os
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -81,15 +80,6 @@ def _end_with_parent() -> None:
         os._exit(splice.errors.EXIT_INTERRUPTED)
 
     threading.Thread(target=watch, daemon=True).start()
-
-
-def errors_left(folder: Path) -> Iterator[str]:
-    """What went wrong in processes that a stage started, first things first."""
-    files = sorted(folder.glob("**/error.json"), key=lambda file: file.stat().st_mtime_ns)
-    for file in files:
-        with suppress(ValueError):  # of one that was killed meanwhile
-            message = json.loads(file.read_text(encoding="utf-8"))["message"]["message"]
-            yield str(message).partition(": ")[2]  # without the exception's name
 
 
 def _to_torchrun(name: str, said: str) -> None:

@@ -1,9 +1,11 @@
 """Starts the processes of a training on this machine, as torchrun does, and answers for them."""
 
+import json
 import logging
 import os
 import socket
 import sys
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from uuid import uuid4
@@ -53,7 +55,7 @@ def train_together(script: Path, count: int) -> None:
         except SignalException as error:
             raise KeyboardInterrupt from error
         except ChildFailedError as error:
-            if said := next(stage.errors_left(Path(folder)), ""):
+            if said := _first_error(Path(folder)):
                 raise UserError(said) from error
             rank, failure = error.get_first_failure()
             how = failure.signal_name() if failure.exitcode < 0 else f"exit code {failure.exitcode}"
@@ -61,3 +63,12 @@ def train_together(script: Path, count: int) -> None:
                 f"process {rank} of {count} ended by {how}, and so all did; "
                 "the next `dvc repro` goes on from the last checkpoint"
             ) from error
+
+
+def _first_error(folder: Path) -> str:
+    """What went wrong first in the processes, as `stage` has them leave it; '' if none says."""
+    for file in sorted(folder.glob("**/error.json"), key=lambda file: file.stat().st_mtime_ns):
+        with suppress(ValueError):  # of one that was killed meanwhile
+            message = json.loads(file.read_text(encoding="utf-8"))["message"]["message"]
+            return str(message).partition(": ")[2]  # without the exception's name
+    return ""
