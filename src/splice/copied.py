@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from splice.config import Config, sqlite_uri
 from splice.errors import DataError
 from splice.moved import reroot
+from splice.provenance import NOTE
 from splice.store import reached
 
 if TYPE_CHECKING:
@@ -159,7 +160,8 @@ class _Copy:
         info, tags = run.info, {**run.data.tags, **other, COPIED: run.info.run_id}
         experiment = self.source.client.get_experiment(info.experiment_id).name
         new = self.target.create_run(experiment, info.run_name, tags, info.start_time, COPIED)
-        self.target.tag(new, {k: v.replace(info.run_id, new) for k, v in _said(tags)})
+        if NOTE in tags:  # whose links name the run
+            self.target.tag(new, {NOTE: tags[NOTE].replace(info.run_id, new)})
         self.target.params(new, run.data.params)
         for key in run.data.metrics:
             history = self.source.client.get_metric_history(info.run_id, key)
@@ -194,11 +196,3 @@ def _subject(tags: Mapping[str, str]) -> tuple[str, str]:
 
     by = OUTPUTS if OUTPUTS in tags else MODEL
     return by, tags.get(by, "")
-
-
-def _said(tags: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """The description, whose links name the run."""
-    from splice.join import NOTE
-
-    if NOTE in tags:
-        yield NOTE, tags[NOTE]

@@ -16,7 +16,7 @@ from splice.code import KEPT
 from splice.config import REGISTRY, Config, Registry
 from splice.errors import Rejected, UserError
 from splice.files import sync, write_json
-from splice.join import CARRIED, CODE, NOTE, PAST, RULE, SETTINGS, WHOLE
+from splice.join import CARRIED, CODE, PAST, RULE, SETTINGS, WHOLE
 from splice.mlflow_store import (
     CONTENT,
     DUPLICATE,
@@ -40,7 +40,7 @@ from splice.mlflow_store import (
     history_tag,
 )
 from splice.outbox import FILES, JOURNAL, SENT
-from splice.provenance import TEST
+from splice.provenance import NOTE, TEST
 
 _export_lock = threading.Lock()
 

@@ -15,9 +15,8 @@ from splice.config import PARAMS, Config
 from splice.errors import DataError, Stale, UserError
 from splice.files import digest, md5
 from splice.outbox import Point, Training
-from splice.provenance import Commit
+from splice.provenance import NOTE, Commit
 
-NOTE = "mlflow.note.content"
 DIFF = "source/uncommitted.diff.txt"  # a name that MLflow's pages show the text of
 RULE, SETTINGS = "registry", "how"  # in the record of an evaluation
 PAST = "past"

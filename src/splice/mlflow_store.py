@@ -352,7 +352,7 @@ class Store:
                 ended = RunStatus.is_terminated(RunStatus.from_string(twin.info.status))
                 if twin.info.run_id != run_id and not ended:
                     self._fold(twin.info.run_id, run_id)
-        for model in self._models_of(run, entry):
+        for model in self._models_of(run, ENTRY, entry):
             if model.status != LoggedModelStatus.READY:
                 self.client.delete_logged_model(model.model_id)
 
@@ -413,7 +413,7 @@ class Store:
         if known is not None:
             return known
         run = self.client.get_run(run_id)
-        begun = next(iter(self._models_of(run, entry)), None)  # an upload was cut short
+        begun = next(iter(self._models_of(run, ENTRY, entry)), None)  # an upload was cut short
         logged = begun or self.client.create_logged_model(
             run.info.experiment_id,
             name=name,
@@ -465,12 +465,11 @@ class Store:
         Returns:
             The logged model's id.
         """
-        experiment = self.client.get_run(run_id).info.experiment_id
-        same = f"source_run_id = '{run_id}' and tags.`{COPIED}` = '{model.model_id}'"
-        begun = next(iter(self.client.search_logged_models([experiment], same)), None)
+        run = self.client.get_run(run_id)
+        begun = next(iter(self._models_of(run, COPIED, model.model_id)), None)
         own = {key: value for key, value in model.tags.items() if key != MLFLOW_MODEL_VERSIONS}
         logged = begun or self.client.create_logged_model(
-            experiment,
+            run.info.experiment_id,
             name=model.name,
             source_run_id=run_id,
             tags={**own, COPIED: model.model_id},
@@ -486,9 +485,9 @@ class Store:
             )
         return str(logged.model_id)
 
-    def _models_of(self, run: Run, entry: str) -> list[LoggedModel]:
-        """The logged models of a run that an entry has begun, whole or not."""
-        condition = f"source_run_id = '{run.info.run_id}' and tags.`{ENTRY}` = '{entry}'"
+    def _models_of(self, run: Run, tag: str, value: str) -> list[LoggedModel]:
+        """The logged models of a run that bear a tag, whole or not."""
+        condition = f"source_run_id = '{run.info.run_id}' and tags.`{tag}` = '{value}'"
         return list(self.client.search_logged_models([run.info.experiment_id], condition))
 
     def scores(

@@ -23,7 +23,7 @@ from splice.redact import redact
 
 UNKNOWN, DETACHED = "unknown", "detached"
 TEST = "test"  # the data of evaluations, beside that of trainings
-COMMIT_PAGE = "git.commit.page"  # tag
+COMMIT_PAGE, NOTE = "git.commit.page", "mlflow.note.content"  # tags
 WEB = frozenset({"http", "https"})
 LONGEST_NAME = 60
 LONGEST_DIFF = 10_000_000  # characters
@@ -99,7 +99,7 @@ def tags(root: Path, at: Commit) -> dict[str, str]:
         "git.commit": at.id,
         "git.branch": at.branch,
         "git.dirty": at.dirty,
-        **({COMMIT_PAGE: page} if (page := commit_page(root, at.id)) else {}),
+        **({COMMIT_PAGE: page} if (page := commit_page(_origin(root), at.id)) else {}),
         "mlflow.source.git.commit": at.id,
         "mlflow.source.type": "PROJECT",
         "mlflow.source.name": root.name,
@@ -111,12 +111,11 @@ def tags(root: Path, at: Commit) -> dict[str, str]:
     return found
 
 
-def commit_page(root: Path, identity: str) -> str:
-    """Where the host of the repository shows a commit, as GitHub and its like do; '' if nowhere.
+def commit_page(origin: str, identity: str) -> str:
+    """Where the host of a repository shows a commit, as GitHub and its like do; '' if nowhere.
 
     A commit that isn't pushed yet is shown once it is.
     """
-    origin = _without_credentials(_git(root, "remote", "get-url", "origin") or "")
     if "://" not in origin:  # git@host:path
         origin = re.sub(r"^[^/:]*@([^/:]+):", r"ssh://\1/", origin)
     address = urlsplit(origin)
@@ -130,7 +129,7 @@ def commit_page(root: Path, identity: str) -> str:
 
 def about(root: Path) -> dict[str, str]:
     """Tags of an experiment: what its runs are, in Markdown, and which repository they are of."""
-    origin = _without_credentials(_git(root, "remote", "get-url", "origin") or "")
+    origin = _origin(root)
     named = f" ({origin})" if origin else ""
     said = (
         f"Results of the DVC pipeline `{root.name}`{named}: one run for each, found by the hash "
@@ -138,9 +137,7 @@ def about(root: Path) -> dict[str, str]:
         "`splice find HASH|COMMIT|EXPERIMENT` finds a run, `splice compare` tells what differs, "
         "`splice verify RUN` builds it anew."
     )
-    return {"mlflow.note.content": said, "project": root.name} | (
-        {"git.origin": origin} if origin else {}
-    )
+    return {NOTE: said, "project": root.name} | ({"git.origin": origin} if origin else {})
 
 
 def run_name(root: Path, identity: str) -> str:
@@ -187,17 +184,17 @@ def how_to_get(root: Path, at: Commit, paths: Mapping[str, tuple[str, str]]) -> 
         at: its commit.
         paths: DVC path and hash, by what it is.
     """
-    origin = _without_credentials(_git(root, "remote", "get-url", "origin") or ".")
+    origin = _origin(root)
     lock = lock_at(root, "HEAD")
     rows = "\n".join(
         f"- {f'{what}: ' if what != path else ''}`{path}`, DVC hash (MD5) `{md5}`\n\n"
-        f"  `dvc get {origin} {path} --rev {_revision(at, md5, lock)}`\n"
+        f"  `dvc get {origin or '.'} {path} --rev {_revision(at, md5, lock)}`\n"
         for what, (path, md5) in paths.items()
     )
     part_of = f", experiment `{experiment()}`" if experiment() else ""
     dirty = " and uncommitted changes (artifact `source/uncommitted.diff.txt`)" if at.diff else ""
     on = "" if at.branch == DETACHED else f" on `{at.branch}`"
-    return f"Commit {linked(at.id, commit_page(root, at.id))}{on}{part_of}{dirty}.\n\n{rows}"
+    return f"Commit {linked(at.id, commit_page(origin, at.id))}{on}{part_of}{dirty}.\n\n{rows}"
 
 
 def linked(commit: str, page: str) -> str:
@@ -255,12 +252,14 @@ def history(root: Path, since: str, experiments_only: bool) -> list[Locked]:
     kinds = ("--branches", "--remotes", "--tags", "--full-history", "--", "dvc.lock")
     lines = [] if experiments_only else (_git(root, *log, *kinds) or "").splitlines()
     found = [Locked(commit, int(time) * 1000) for commit, time in map(str.split, lines)]
-    for name in (_git(root, "for-each-ref", "--format=%(refname)", "refs/exps") or "").split():
-        if match := re.fullmatch(r"refs/exps/(\w{2})/(\w{38})/(.+)", name):
+    tips = (_git(root, *log, "--no-walk", "--glob=refs/exps") or "").splitlines()
+    times = dict(map(str.split, tips))
+    refs = _git(root, "for-each-ref", "--format=%(objectname) %(refname)", "refs/exps") or ""
+    for commit, name in map(str.split, refs.splitlines()):
+        match = re.fullmatch(r"refs/exps/(\w{2})/(\w{38})/(.+)", name)
+        if match and commit in times:
             start, rest, experiment = match.groups()
-            if line := _git(root, *log, "--max-count=1", name):
-                commit, time = line.split()
-                found.append(Locked(commit, int(time) * 1000, experiment, start + rest))
+            found.append(Locked(commit, int(times[commit]) * 1000, experiment, start + rest))
     return sorted(found, key=lambda each: each.time)
 
 
@@ -298,7 +297,9 @@ def user() -> str:
         return UNKNOWN
 
 
-def _without_credentials(url: str) -> str:
+def _origin(root: Path) -> str:
+    """The address of the repository that a checkout is of, without credentials; '' if unknown."""
+    url = _git(root, "remote", "get-url", "origin") or ""
     return re.sub(r"(\w+://)[^/@\s]*@", r"\1", url)
 
 
