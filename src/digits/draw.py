@@ -16,7 +16,7 @@ from PIL import Image
 from digits.data import dataset
 from digits.errors import DataError, UserError
 from digits.paths import ROOT, Paths
-from digits.predict import probabilities, reader_for
+from digits.predict import reader_for
 from digits.source import Source
 from splice.command_line import listening
 from splice.config import Config
@@ -42,13 +42,8 @@ class Reader:
         Raises:
             DataError: it is no picture.
         """
-        images = self._read(io.BytesIO(picture))
-        if not images:
-            return []
-        answers: list[list[float]] = probabilities(
-            self._model.log_probabilities(np.stack(images))
-        ).tolist()
-        return answers
+        answers = self._model.probabilities(self._read(io.BytesIO(picture)))
+        return [list(map(float, row)) for row in answers]
 
     def model(self) -> dict[str, Any]:
         """Which model it is, how good, and examples of what it was tested on, if they lie here."""

@@ -6,13 +6,12 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from digits import params
 from digits.data.folder import PICTURES
 from digits.data.picture import opened, read_picture
 from digits.errors import DataError
-from digits.source import BATCH, Bytes, Floats, Source
+from digits.source import BATCH, Bytes, Source
 
 Read = Callable[[Path | BinaryIO], list[Bytes]]
 
@@ -76,18 +75,9 @@ def predict(model: Source, pictures: Sequence[Path]) -> Iterator[Answer]:
 
 
 def _guesses(model: Source, images: list[Bytes], names: list[str]) -> Iterator[Guess]:
-    if not images:
-        return
-    for row in probabilities(model.log_probabilities(np.stack(images))):
+    for row in model.probabilities(images):
         *_, second, first = np.argsort(row, kind="stable")
         yield Guess(names[first], float(row[first]), names[second], float(row[second]))
-
-
-def probabilities(log_probabilities: Floats) -> npt.NDArray[np.float64]:
-    """Of log-probabilities `[N, classes]`; each row sums to 1."""
-    raised = np.exp(log_probabilities.astype(np.float64))
-    shares: npt.NDArray[np.float64] = raised / raised.sum(1, keepdims=True)
-    return shares
 
 
 def reader_for(description: Mapping[str, Any]) -> Read:

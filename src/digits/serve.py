@@ -26,7 +26,7 @@ from uvicorn.supervisors import Multiprocess
 
 from digits.errors import DataError, UserError
 from digits.paths import ROOT, Paths
-from digits.predict import probabilities, reader_for
+from digits.predict import reader_for
 from digits.source import Bytes, Source, of
 from splice import Config as Project
 from splice.command_line import listening
@@ -159,10 +159,9 @@ class Reader:
             return JSONResponse({"error": str(error)}, 400)
 
     def _read(self, picture: bytes) -> list[dict[str, Any]]:
-        images = reader_for(self.source.description)(io.BytesIO(picture))
-        return self._answers(np.stack(images)) if images else []
+        return self._answers(reader_for(self.source.description)(io.BytesIO(picture)))
 
-    def _answers(self, images: Bytes) -> list[dict[str, Any]]:
+    def _answers(self, images: Bytes | Sequence[Bytes]) -> list[dict[str, Any]]:
         names = list(map(str, self.source.description["classes"]))
         return [
             {
@@ -170,7 +169,7 @@ class Reader:
                 "probability": float(row.max()),
                 "probabilities": dict(zip(names, row.tolist(), strict=True)),
             }
-            for row in probabilities(self.source.log_probabilities(images))
+            for row in self.source.probabilities(images)
         ]
 
 

@@ -1,7 +1,7 @@
 """The model that is asked, wherever it is kept: a file, MLflow's copy, or DVC's cache."""
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,6 +37,14 @@ class Source(NamedTuple):
     md5: str
     description: Mapping[str, Any]
     log_probabilities: Callable[[Bytes], Floats]
+
+    def probabilities(self, images: Bytes | Sequence[Bytes]) -> npt.NDArray[np.float64]:
+        """Of images `[channels, height, width]`, `[N, classes]`; each row sums to 1."""
+        if not len(images):
+            return np.empty((0, len(self.description["classes"])))
+        raised = np.exp(self.log_probabilities(np.asarray(images)).astype(np.float64))
+        shares: npt.NDArray[np.float64] = raised / raised.sum(1, keepdims=True)
+        return shares
 
 
 def of(what: str) -> Source:
