@@ -16,7 +16,7 @@ EMPTY := : > $(MARK) && find .venv -mindepth 1 -maxdepth 1 ! -path $(MARK) -exec
 # An environment's files name the folder that it was made in: moved or copied, it is made anew.
 MADE_ELSEWHERE := $(shell [ "$$(cat $(MARK) 2>/dev/null)" = "$$(pwd -P)" ] || echo made-elsewhere)
 
-.PHONY: help setup repro recipe original sync test check format lock ui serve draw docs screenshots
+.PHONY: help setup repro recipe original sync test check format lock ui serve draw docs screenshots diagrams
 .PHONY: bench kills outages races experiments report fuzz rename clean made-elsewhere
 
 help:                       ## this list
@@ -96,6 +96,9 @@ docs: setup                 ## README.md and docs/ as a site
 
 screenshots: setup          ## the pictures in docs/images, of MLflow's pages and of make draw
 	$(BIN)/python docs/screenshots.py
+
+diagrams: setup             ## the pictures of the documentation's diagrams, for the site
+	$(BIN)/python docs/diagrams.py
 
 bench: setup                ## the benchmarks
 	$(BIN)/python benchmarks/run.py $(if $(QUICK),--quick)

@@ -1,5 +1,6 @@
 """The site of `make docs`: its pages beside those of docs/, their order, and where links lead."""
 
+import hashlib
 import re
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ BESIDE = {  # files of the repository that are pages or pictures of the site, by
     "benchmarks/NOTES.md": "NOTES.md",
     "benchmarks/results.png": "results.png",
 }
+DIAGRAM = re.compile(r"```mermaid\n(.*?)```", re.DOTALL)
+BOLD = re.compile(r"<b>(.*?)</b>")
 CODE = re.compile(r"(```.*?```|`[^`\n]*`)", re.DOTALL)
 LINK = re.compile(r"\[([^\]\n]*)\]\(([^)\s#]+)(#[^)\s]*)?(?: \"[^\"]*\")?\)")
 SOURCE = re.compile(r"(src(?:set)?=\")([^\":]+)")
@@ -39,7 +42,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Any, **_others: Any) -> str:
-    """Let links lead to pages of the site; of other files of the repository, the name remains."""
+    """Let links lead to pages of the site, of other files let the name remain; show diagrams."""
     here = {name: path for path, name in BESIDE.items()}.get(page.file.src_uri)
     folder = (ROOT / here).parent if here else ROOT / "docs"
 
@@ -53,9 +56,24 @@ def on_page_markdown(markdown: str, page: Any, **_others: Any) -> str:
     def source(found: re.Match[str]) -> str:
         return found[1] + (_place(folder / found[2]) or found[2])
 
+    def diagram(found: re.Match[str]) -> str:
+        said = f"Diagram of {', '.join(BOLD.findall(found[1]))}"
+        names = [(scheme, name_of(found[1], scheme)) for scheme in ("light", "dark")]
+        return "\n".join(f"![{said}](images/{name}#only-{scheme})" for scheme, name in names)
+
     parts = CODE.split(markdown)
     parts[::2] = [SOURCE.sub(source, LINK.sub(link, part)) for part in parts[::2]]
-    return "".join(parts)
+    return "".join(DIAGRAM.sub(diagram, part) for part in parts)
+
+
+def name_of(diagram: str, scheme: str) -> str:
+    """The picture of a diagram, named by what it shows: `docs/diagrams.py` draws it.
+
+    Args:
+        diagram: in Mermaid's words.
+        scheme: light or dark.
+    """
+    return f"diagram-{hashlib.md5(diagram.encode()).hexdigest()[:8]}-{scheme}.webp"
 
 
 def _place(path: Path) -> str | None:

@@ -42,4 +42,7 @@ def test_the_site_is_built_whole_and_asks_no_other_host(tmp_path: Path) -> None:
         )
         assert [address for address in fetched if "//" in address] == [], name
         for address in fetched:
-            assert (tmp_path / address.lstrip("/")).exists(), (name, address)
+            assert (tmp_path / address.partition("#")[0].lstrip("/")).exists(), (name, address)
+    for name in ("index", "splice"):
+        assert re.findall(r"images/diagram-\w+-(light|dark)\.webp#only-\1", pages[name])
+        assert "flowchart" not in pages[name]
