@@ -37,6 +37,7 @@ def main() -> None:
         }
         env |= {"PYTHONPATH": str(project / "src"), "MLFLOW_TRACKING_URI": ""}
         subprocess.run(["git", "clone", "--quiet", str(ROOT), str(project)], check=True)
+        subprocess.run(["git", "remote", "remove", "origin"], cwd=project, check=True)
         train(project, env)
         with (
             served(project, env, "splice.cli", "ui", "--port", "5077") as runs,

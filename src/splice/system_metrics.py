@@ -33,7 +33,7 @@ def noted(journal: Training, seconds: float = SECONDS) -> Iterator[None]:
 
 
 def load(step: int) -> list[Point]:
-    """CPU in percent, memory in percent and megabytes, and each NVIDIA GPU's if torch uses one."""
+    """CPU in percent, memory in percent and megabytes, of NVIDIA GPUs too where torch uses one."""
     memory = psutil.virtual_memory()
     own = psutil.Process().memory_info().rss
     values = {
@@ -43,7 +43,7 @@ def load(step: int) -> list[Point]:
         "process_memory_usage_megabytes": own / MEGABYTE,
         **_gpu_load(),
     }
-    return [(f"system/{name}", value, step) for name, value in values.items()]
+    return [(f"system/{name}", round(value, 1), step) for name, value in values.items()]
 
 
 def _gpu_load() -> dict[str, float]:

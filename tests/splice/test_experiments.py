@@ -1,10 +1,12 @@
 """Experiments, wherever DVC runs them, land in the project's one store."""
 
+import re
+import shlex
 from pathlib import Path
 
 from mlflow.entities import Run
 
-from conftest import Project
+from conftest import HERE, Project
 from delivered import commands, experiments
 from splice.files import md5
 
@@ -20,6 +22,13 @@ def assert_each_has_its_run(project: Project, runs: list[Run]) -> None:
         del expected["threads"]  # which decide nothing
         for name, value in expected.items():
             assert run.data.params[f"train.{name}"] == str(value)
+
+
+def table_of_experiments() -> list[str]:
+    """The command of `make experiments`."""
+    makefile = (HERE / "Makefile").read_text(encoding="utf-8").replace("\\\n", "")
+    (command,) = re.findall(r"^experiments:.*\n\t\$\(BIN\)/(.*)", makefile, re.MULTILINE)
+    return shlex.split(str(command))
 
 
 def test_an_experiment_in_the_workspace_and_one_in_a_temporary_folder_each_make_a_run(
@@ -40,6 +49,17 @@ def test_an_experiment_in_the_workspace_and_one_in_a_temporary_folder_each_make_
     assert len(finished.store().tagged({"origin": "trained"})) == before + 2
     assert_each_has_its_run(finished, runs)
     assert not [*(finished.root / ".dvc" / "tmp" / "exps").glob("tmp*")]
+
+    table = finished.run("sh", "-c", f"COLUMNS=120 {shlex.join(table_of_experiments())}").stdout
+    assert max(map(len, table.splitlines())) <= 120
+    lines = [line.strip() for line in table.splitlines() if line.strip("─ ")]
+    header, *rows = [re.split("  +", line) for line in lines]
+    parameters = ["train.seed", "train.epochs"]
+    assert header == ["Experiment", "test.accuracy", "test.loss", *parameters]
+    for name, seed in (("here", "21"), ("there", "22")):
+        (row,) = (row for row in rows if f"[{name}]" in row[0])
+        assert row[3:] == [seed, "1"]
+        assert 0.3 < float(row[1]) < 1
 
     (there,) = (run for run in runs if run.info.run_name == "there")
     assert there.data.tags["dvc.baseline"] == finished.git("rev-parse", "HEAD")

@@ -179,6 +179,7 @@ def test_the_first_load_that_is_noted_is_a_measured_one(tmp_path: Path) -> None:
         (record, _) = list(outbox.records(training.folder))[1]
     first = {key: value for key, value, _ in record["metrics"]}
     assert first["system/cpu_utilization_percentage"] > 0
+    assert all(value == round(value, 1) for value in first.values())
 
 
 def test_the_same_evaluation_that_still_waits_is_not_put_twice(tmp_path: Path) -> None:
