@@ -1,7 +1,12 @@
 """The full MNIST for the benchmarks, as the pipeline would have it."""
 
 import os
+import shutil
+import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -76,3 +81,17 @@ def params(changes: tuple[str, ...] = ()) -> Params:
 def recipe(name: str) -> tuple[str, ...]:
     """The overrides of a recipe in `recipes/`."""
     return tuple(overrides(ROOT / "recipes" / f"{name}.yaml", ROOT / "params.yaml"))
+
+
+@contextmanager
+def project() -> Iterator[Path]:
+    """A clone of this checkout as it stands, with nothing made in it yet."""
+    listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    names = subprocess.run(listed, cwd=ROOT, stdout=subprocess.PIPE, check=True, text=True).stdout
+    with tempfile.TemporaryDirectory() as folder:
+        for name in names.split("\0"):
+            source, target = ROOT / name, Path(folder, "project", name)
+            if source.is_file() and name != "dvc.lock":
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(source, target)
+        yield Path(folder, "project")

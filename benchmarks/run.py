@@ -195,7 +195,7 @@ def pipelines(rounds: int, with_untracked: bool = True) -> list[Figure]:
 def tracking_in_the_loop(pairs: int) -> list[Figure]:
     """The training of `python src/train.py`, tracked and not: in turns, each from a cold start."""
     times: dict[bool, list[float]] = {True: [], False: []}
-    with _project() as ours:
+    with mnist.project() as ours:
         _prepared(ours, tracking=False)
         for stage in ("download", "preprocess"):
             _run([sys.executable, f"src/{stage}.py"], ours, os.environ)
@@ -215,7 +215,7 @@ def tracking_in_the_loop(pairs: int) -> list[Figure]:
 
 def nothing_to_do(rounds: int) -> list[Figure]:
     """`dvc repro` with nothing to do: ours, without stages, and with the least of four stages."""
-    with _project() as ours, _dvc_project({}) as empty, _dvc_project(FOUR_STAGES) as least:
+    with mnist.project() as ours, _dvc_project({}) as empty, _dvc_project(FOUR_STAGES) as least:
         _prepared(ours, tracking=False, dataset="mnist-5k")
         for project in (ours, least):
             _run(["dvc", "repro"], project, os.environ)
@@ -234,7 +234,7 @@ def nothing_to_do(rounds: int) -> list[Figure]:
 
 def preprocess_memory() -> list[Figure]:
     """Peak memory of preprocess over the size of the raw arrays."""
-    with _project() as ours:
+    with mnist.project() as ours:
         _prepared(ours, tracking=False)
         _run([sys.executable, "src/download.py"], ours, os.environ)
         code = (
@@ -289,7 +289,7 @@ def own_images(images: int) -> list[Figure]:
 
 def served(seconds: float) -> list[Figure]:
     """`digits serve` under load, and onnxruntime, with the model of a short pipeline."""
-    with _project() as ours:
+    with mnist.project() as ours:
         _prepared(ours, tracking=True, dataset="mnist-5k")
         _run(["dvc", "repro"], ours, os.environ)
         held = serving.measure(ours, seconds)
@@ -331,7 +331,7 @@ def _by_the_docs() -> tuple[float, dict[str, float]]:
 
 
 def _ours(tracking: bool) -> tuple[float, float]:
-    with _project() as project:
+    with mnist.project() as project:
         _prepared(project, tracking)
         began = time.perf_counter()
         said = _run(["dvc", "repro"], project, os.environ)
@@ -368,19 +368,6 @@ def _dvc_project(stages: dict[str, object]) -> Iterator[Path]:
         _git(project)
         shutil.copy(mnist.ROOT / ".dvc" / "config", project / ".dvc" / "config")
         yield project
-
-
-@contextmanager
-def _project() -> Iterator[Path]:
-    """A clone of this checkout as it stands, with nothing made in it yet."""
-    with tempfile.TemporaryDirectory() as folder:
-        listed = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
-        for name in _run(listed, mnist.ROOT, os.environ).splitlines():
-            source, target = mnist.ROOT / name, Path(folder, "project", name)
-            if source.is_file() and name != "dvc.lock":
-                target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy(source, target)
-        yield Path(folder, "project")
 
 
 def _prepared(project: Path, tracking: bool, dataset: str = "mnist") -> None:

@@ -35,10 +35,13 @@ def tensor(dtype: str = "U8", shape: Any = (2,), offsets: Any = (0, 2)) -> dict[
     }
 
 
-def test_arrays_and_their_description_are_read_as_they_were_written(tmp_path: Path) -> None:
+@pytest.mark.parametrize("mapped", [False, True])
+def test_arrays_and_their_description_are_read_as_they_were_written(
+    tmp_path: Path, mapped: bool
+) -> None:
     path = tmp_path / "file"
     storage.write_arrays(path, ARRAYS, {"words": ["é", 1, None]})
-    arrays, description = storage.read_arrays(path)
+    arrays, description = storage.read_arrays(path, mapped=mapped)
     assert description == {"words": ["é", 1, None]}
     assert {name: array.tolist() for name, array in arrays.items()} == {
         name: array.tolist() for name, array in ARRAYS.items()
@@ -83,8 +86,25 @@ def test_the_same_content_is_the_same_bytes_in_whatever_order(tmp_path: Path) ->
 )
 def test_a_hostile_header_is_refused_by_name(tmp_path: Path, header: Any, body: bytes) -> None:
     path = by_hand(tmp_path / "file", header, body)
-    with pytest.raises(DataError, match=r"file .*(delete it|`dvc repro`)"):
-        storage.read_arrays(path)
+    for mapped in (False, True):
+        with pytest.raises(DataError, match=r"file .*(delete it|`dvc repro`)"):
+            storage.read_arrays(path, mapped=mapped)
+
+
+def test_mapped_arrays_outlive_a_file_that_is_replaced_and_leave_it_as_it_is(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "file"
+    empty = np.empty((0, 3), np.uint16)
+    storage.write_arrays(path, ARRAYS | {"none": empty}, {})
+    before = path.read_bytes()
+    arrays, _ = storage.read_arrays(path, mapped=True)
+    assert arrays["none"].shape == (0, 3)
+    assert arrays["none"].dtype == np.uint16
+    arrays["a"][0] = 77
+    assert path.read_bytes() == before
+    storage.write_arrays(path, {"a": np.zeros(1)}, {})
+    assert arrays["a"].tolist() == [[77, 77, 77], [3, 4, 5]]
 
 
 def test_a_header_that_promises_more_than_there_is_is_refused(tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ def gradients(net: Net, data: Images, threads: int, times: int = 1) -> tuple[flo
     count = len(data.labels)
     recipe = replace(PLAIN, batch_size=count)
     loss_sum, right = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.int64)
-    order, places = torch.arange(count), torch.zeros(2, count, dtype=torch.int64)
+    order, places = torch.arange(count), torch.zeros(2, count, dtype=torch.uint8)
     machine = MACHINE._replace(threads=threads)
     with closing(kernels.Steps(net, data.images, data.labels, recipe, machine)) as steps:
         for _ in range(times):
@@ -139,7 +139,9 @@ def test_predictions_are_the_nets_own(count: int, threads: int) -> None:
 def test_images_are_moved_as_told() -> None:
     data = some(20)
     padded = F.pad(data.images, (2, 2, 2, 2))
-    places = torch.randint(5, (2, 20), generator=torch.Generator().manual_seed(3))
+    places = torch.randint(
+        5, (2, 20), generator=torch.Generator().manual_seed(3), dtype=torch.uint8
+    )
     order = torch.randperm(20)
     moved = [padded[i, :, places[0, i] :, places[1, i] :][:, :28, :28] for i in order]
     nets = [Net(), Net()]
@@ -265,7 +267,7 @@ def test_threads_that_wait_for_one_that_never_comes_can_be_ended() -> None:
     steps = kernels.Steps(Net(), data.images, data.labels, recipe, machine)
     steps.team.task.threads = 3
     sums = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.int64)
-    order, places = torch.arange(64), torch.zeros(2, 64, dtype=torch.int64)
+    order, places = torch.arange(64), torch.zeros(2, 64, dtype=torch.uint8)
     caller = threading.Thread(target=steps, args=(order, places, 0, [0.0], *sums))
     caller.start()
     caller.join(timeout=0.5)

@@ -98,12 +98,12 @@ def write_growing(
 
 
 def read(path: Path) -> Split:
-    """Read and check a split.
+    """Read and check a split, whose images stay in the file: it may be larger than memory.
 
     Raises:
         DataError: missing, unreadable, damaged, or not such a split.
     """
-    arrays, description = read_arrays(path)
+    arrays, description = read_arrays(path, mapped=True)
     facts = _facts(description, path)
     if set(arrays) != {"images", "labels"}:
         raise _not_a_split(path, f"it holds {sorted(arrays)}")

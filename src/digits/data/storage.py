@@ -78,8 +78,14 @@ def _entry(kind: np.dtype[Any], shape: Sequence[int], start: int) -> dict[str, A
     return {"dtype": name, "shape": list(shape), "data_offsets": [start, end]}
 
 
-def read_arrays(path: Path) -> tuple[Arrays, dict[str, Any]]:
+def read_arrays(path: Path, *, mapped: bool = False) -> tuple[Arrays, dict[str, Any]]:
     """Read what `write_arrays` wrote.
+
+    Args:
+        path: of the file.
+        mapped: leave the arrays in the file, whose pages the system reads as they are used and
+            forgets when it needs the memory; what is written to them stays in memory. The file
+            must not be cut short meanwhile: to replace it by another is no harm.
 
     Raises:
         DataError: missing, unreadable, damaged, or written by something else.
@@ -87,7 +93,10 @@ def read_arrays(path: Path) -> tuple[Arrays, dict[str, Any]]:
     try:
         with safe_open(path, "numpy") as file:
             description = json.loads((file.metadata() or {}).get(KEY, "null"))
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            if mapped:
+                arrays = _mapped(path)
+            else:
+                arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except OSError as error:
         raise unreadable(path, error) from error
     except (SafetensorError, ValueError, TypeError, LookupError, AttributeError,
@@ -98,6 +107,24 @@ def read_arrays(path: Path) -> tuple[Arrays, dict[str, Any]]:
     if not isinstance(description, dict):
         raise DataError(f"{path} was not written by this pipeline; delete it and run `dvc repro`")
     return arrays, description
+
+
+def _mapped(path: Path) -> Arrays:
+    """The arrays of a file whose header safetensors has checked."""
+    with path.open("rb") as file:
+        (room,) = struct.unpack("<Q", file.read(8))
+        header = json.loads(file.read(room))
+    return {
+        name: np.memmap(
+            path,
+            np.dtype(f"{entry['dtype'][0].lower()}{int(entry['dtype'][1:]) // 8}"),
+            "c",
+            8 + room + entry["data_offsets"][0],
+            tuple(entry["shape"]),
+        ).view(np.ndarray)
+        for name, entry in header.items()
+        if name != "__metadata__"
+    }
 
 
 def write_table(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:

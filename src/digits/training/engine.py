@@ -228,7 +228,8 @@ def _one_step(
     """Loss, the optimizer's state, which holds the gradients, and how far the weights went."""
     before = {name: value.detach().clone() for name, value in net.named_parameters()}
     generator = torch.Generator().manual_seed(recipe.seed)
-    places = torch.randint(2 * recipe.shift + 1, (2, len(labels)), generator=generator)
+    most = 2 * recipe.shift + 1
+    places = torch.randint(most, (2, len(labels)), generator=generator, dtype=torch.uint8)
     loss_sum, correct = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.int64)
     steps = kind(net, images, labels, recipe, machine)
     try:

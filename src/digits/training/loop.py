@@ -181,6 +181,7 @@ class _Loop:
                     yield point
                 if snapshot_every and self.step % snapshot_every == 0 and self._within_epoch():
                     yield self._snapshot()
+            del order, places  # the next ones are as large
             yield self._end_epoch(epoch)
             yield self._snapshot()
         self.net.load_state_dict(self.best or self._averaged().state_dict())
@@ -190,11 +191,11 @@ class _Loop:
         return self.step % self.batches != 0
 
     def _order(self, epoch: int) -> tuple[Tensor, Tensor]:
-        """An epoch's order of the images `[N]`, and to where each is moved, `[2, N]`."""
+        """An epoch's order of images, int64 `[N]`, and to where each is moved, uint8 `[2, N]`."""
         count, places = len(self.training.labels), 2 * self.recipe.shift + 1
         generator = torch.Generator().manual_seed((self.recipe.seed << 20) + epoch)
         order = torch.randperm(count, generator=generator)
-        moves = torch.randint(places, (2, count), generator=generator)
+        moves = torch.randint(places, (2, count), generator=generator, dtype=torch.uint8)
         return order.to(self.machine.device), moves.to(self.machine.device)
 
     def _next_stop(self, epoch: int, snapshot_every: int) -> int:

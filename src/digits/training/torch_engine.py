@@ -21,9 +21,21 @@ def loss(log_probabilities: Tensor, labels: Tensor) -> Tensor:
     return F.nll_loss(log_probabilities, labels)
 
 
-def with_margin(images: Tensor, shift: int) -> Tensor:
-    """Images with a black margin of `shift` pixels, in which they may be moved."""
-    return F.pad(images, (shift,) * 4)
+def moved(images: Tensor, places: Tensor, shift: int) -> Tensor:
+    """What a window shows of each image in a black margin of `shift` pixels.
+
+    Args:
+        images: `[N, channels, height, width]`.
+        places: uint8 `[2, N]`, how far down and right each window lies, 0 to twice the shift.
+        shift: pixels.
+    """
+    if not shift:
+        return images
+    height, width = images.shape[2:]
+    windows = F.pad(images, (shift,) * 4).unfold(2, height, 1).unfold(3, width, 1)
+    each = torch.arange(len(images), device=images.device)
+    down, right = places.long()
+    return windows[each, :, down, right]
 
 
 def log_probabilities(net: nn.Module, images: Tensor, batch_size: int) -> Tensor:
@@ -51,9 +63,7 @@ class Steps:
         self, net: nn.Module, images: Tensor, labels: Tensor, recipe: "Train", machine: Machine
     ) -> None:
         self.net = net.to(memory_format=torch.channels_last)
-        height, width = images.shape[2:]
-        moved = with_margin(images, recipe.shift)
-        self.windows, self.labels = moved.unfold(2, height, 1).unfold(3, width, 1), labels
+        self.images, self.labels = images, labels
         self.precision, self.recipe, self.group = machine.precision, recipe, machine.group
         self.parameters = dict(net.named_parameters())
         self.shared = sharing(self.net)
@@ -73,7 +83,7 @@ class Steps:
 
         Args:
             order: int64, which images; all batches are full but the last, which may be less.
-            places: int64 `[2, N]`, to where each image of the split is moved.
+            places: uint8 `[2, N]`, to where each image of the split is moved.
             first: number of the first step, from 0.
             rates: the learning rate of each step.
             loss_sum: float64 `[]`, to which the loss (nats) of each image of this process is added.
@@ -112,9 +122,8 @@ class Steps:
             count: of the batch's images.
         """
         weight = len(own) * self.group.size / count  # of the mean that `sharing` takes
-        indices = own if len(own) else places.new_zeros(1)
-        down, right = places[:, indices]
-        images = self.windows[indices, :, down, right]
+        indices = own if len(own) else own.new_zeros(1)
+        images = moved(self.images[indices], places[:, indices], self.recipe.shift)
         images = images.contiguous(memory_format=torch.channels_last)
         labels = self.labels[indices]
         mixed = self.precision != torch.float32

@@ -26,7 +26,6 @@ from torch import Tensor, nn
 
 from digits.errors import UserError
 from digits.training.device import Machine
-from digits.training.torch_engine import with_margin
 from splice.files import written_whole
 
 if TYPE_CHECKING:
@@ -159,7 +158,7 @@ class _Task(ctypes.Structure):
 
     _fields_ = [
         *_all(c_void_p, "images labels order down right"),
-        *_all(c_int64, "side count batch classes threads adaptive"),
+        *_all(c_int64, "margin count batch classes threads adaptive"),
         *_all(c_float, "mean scale decay momentum beta2 epsilon"),
         ("at", _Layout),
         *_all(c_void_p, "weights first second gradient partial steps loss_sum correct"),
@@ -196,7 +195,7 @@ class Steps:
         self.recipe = recipe
         chunks = -(-min(recipe.batch_size, len(labels)) // LANES)
         self.team = _Team(net, min(machine.threads, chunks), chunks, chunks)
-        self.images, self.labels = with_margin(images, recipe.shift).contiguous(), labels
+        self.images, self.labels = images.contiguous(), labels
         block = self.team.block
         self.first, self.second = torch.zeros_like(block), torch.zeros_like(block)
         self.gradient = torch.zeros_like(block)
@@ -207,7 +206,7 @@ class Steps:
         self.names = [name for name, _ in net.named_parameters()]
         self.kept = dict(zip(names, (self.first, self.second), strict=False))
         task = self.team.task
-        task.images, task.side = self.images.data_ptr(), self.images.shape[-1]
+        task.images, task.margin = self.images.data_ptr(), recipe.shift
         task.labels = labels.data_ptr()
         task.batch, task.adaptive = recipe.batch_size, recipe.optimizer == "adamw"
         task.momentum, task.beta2 = recipe.momentum, recipe.beta2
@@ -260,7 +259,7 @@ def log_probabilities(net: nn.Module, images: Tensor, batch_size: int) -> Tensor
     try:
         images, order = images.contiguous(), torch.arange(len(images))
         output = torch.empty(len(images), team.task.classes)
-        team.task.images, team.task.side = images.data_ptr(), images.shape[-1]
+        team.task.images = images.data_ptr()
         team.task.order, team.task.count = order.data_ptr(), len(images)
         team.task.output = output.data_ptr()
         team.run("predict")

@@ -76,9 +76,10 @@ typedef struct { /* a step's numbers, as torch.optim.SGD and AdamW have them */
 } coefficients;
 
 typedef struct {
-    const uint8_t *images; /* [N][side][side], with a margin */
-    const int64_t *labels, *order, *down, *right; /* [N], [count]; how far each image is moved */
-    int64_t side, count, batch, classes, threads, adaptive;
+    const uint8_t *images; /* [N][SIDE][SIDE] */
+    const int64_t *labels, *order; /* [N], [count] */
+    const uint8_t *down, *right; /* [N], where an image's window lies in it and its margin */
+    int64_t margin, count, batch, classes, threads, adaptive; /* margin: black */
     float mean, scale; /* of pixels 0..255 */
     float decay, momentum, beta2, epsilon;
     layout at;
@@ -149,11 +150,16 @@ static void load(const task *t, chunk *to, const int64_t *order, int64_t count) 
     to->count = count;
     for (int lane = 0; lane < LANES; lane++) {
         int64_t image = order[lane < count ? lane : 0];
-        const uint8_t *from = t->images + image * t->side * t->side;
-        if (t->down) from += t->down[image] * t->side + t->right[image];
-        for (int y = 0; y < SIDE; y++)
-            for (int x = 0; x < SIDE; x++)
-                to->pixels[y * SIDE + x][lane] = (from[y * t->side + x] - t->mean) * t->scale;
+        const uint8_t *from = t->images + image * SIDE * SIDE;
+        int64_t down = t->down ? t->down[image] - t->margin : 0;
+        int64_t right = t->right ? t->right[image] - t->margin : 0;
+        for (int64_t y = 0; y < SIDE; y++)
+            for (int64_t x = 0; x < SIDE; x++) {
+                int64_t row = y + down, column = x + right;
+                int on_it = row >= 0 && row < SIDE && column >= 0 && column < SIDE;
+                uint8_t pixel = on_it ? from[row * SIDE + column] : 0;
+                to->pixels[y * SIDE + x][lane] = (pixel - t->mean) * t->scale;
+            }
         if (t->labels) to->label[lane] = (int32_t)t->labels[image];
     }
 }
