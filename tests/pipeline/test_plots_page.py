@@ -1,9 +1,11 @@
 """`dvc plots` makes a page that draws its charts in a browser with no network."""
 
+import csv
 import re
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -57,8 +59,25 @@ def test_the_charts_are_drawn_without_a_network_even_of_a_single_epoch(
         of for of, kind in marks if kind == "point" and {"epoch: 1", "rev: workspace"} <= fields(of)
     }
     assert len(single) == 4  # loss and accuracy, of training and validation
-    wrong = [of for of, kind in marks if kind == "rect mark" and "mistakes' share: 0.0%" not in of]
-    assert wrong
+    cells = {frozenset(fields(of)) for of, kind in marks if kind == "rect mark"}
+    assert cells == expected_cells(finished.root / "reports" / "confusion.csv")
+
+
+def expected_cells(table: Path) -> set[frozenset[str]]:
+    """What each cell of the confusion chart has to say, by the counts that an evaluation wrote."""
+    with table.open() as file:
+        rows = list(csv.DictReader(file))
+    of = Counter[str]()
+    for row in rows:
+        of[row["actual"]] += int(row["images"])
+    assert sum(of.values()) == 1000
+    cells = set()
+    for row in rows:
+        share = f"{int(row['images']) / of[row['actual']]:.1%}"
+        mistaken = share if row["actual"] != row["predicted"] else "0.0%"
+        said = {f"{name}: {value}" for name, value in row.items()}
+        cells.add(frozenset({*said, f"share: {share}", f"mistakes' share: {mistaken}"}))
+    return cells
 
 
 def fields(label: str) -> set[str]:

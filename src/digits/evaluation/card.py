@@ -8,7 +8,6 @@ bytes.
 import csv
 import json
 import re
-from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -160,11 +159,11 @@ def _by_class(
 def _mistaken_for(paths: Paths) -> dict[str, tuple[str, int]]:
     """What each class is most often mistaken for, and how often."""
     answers = read_bytes(paths.reports / "confusion.csv").decode("utf-8").splitlines()
-    counts = Counter((row["actual"], row["predicted"]) for row in csv.DictReader(answers))
     found: dict[str, tuple[str, int]] = {}
-    for (actual, predicted), count in sorted(counts.items()):
-        if actual != predicted and count > found.get(actual, ("", 0))[1]:
-            found[actual] = predicted, count
+    for row in csv.DictReader(answers):
+        actual, predicted, images = row["actual"], row["predicted"], int(row["images"])
+        if actual != predicted and images > found.get(actual, ("", 0))[1]:
+            found[actual] = predicted, images
     return found
 
 

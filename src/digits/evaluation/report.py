@@ -74,10 +74,11 @@ def write(
     shutil.rmtree(paths.reports / "figures", ignore_errors=True)  # one may be left that isn't made
     write_document(paths.reports / "metrics.json", {"test": metrics})
     write_document(paths.reports / "classes.json", of_class)
+    matrix = confusion(labels, predicted, len(names))
     write_table(
         paths.reports / "confusion.csv",
-        ("actual", "predicted"),
-        [(names[a], names[p]) for a, p in zip(labels, predicted, strict=True)],
+        ("actual", "predicted", "images"),
+        [(names[a], names[p], matrix[a, p]) for a, p in np.argwhere(matrix)],
     )
     probabilities = np.exp(log_probabilities[worst, labels[worst]])
     write_table(
@@ -88,7 +89,6 @@ def write(
             for i, probability in zip(worst, probabilities, strict=True)
         ],
     )
-    matrix = confusion(labels, predicted, len(names))
     sure = np.exp(log_probabilities[worst, predicted[worst]])
     short = list(map(plots.short, names))
     titles = [
