@@ -7,7 +7,7 @@
 
 #include "../../src/digits/training/cpu_kernels/kernels.c"
 
-enum { IMAGES = 200, PADDED = SIDE + 2, CLASSES = 10, BATCH = 64, STEPS = 4, CHUNKS = 4, PARTS = 8 };
+enum { IMAGES = 200, PIXELS = SIDE * SIDE, CLASSES = 10, BATCH = 64, STEPS = 4, CHUNKS = 4, PARTS = 8 };
 
 static uint32_t state = 1;
 
@@ -39,10 +39,10 @@ int main(int arguments, char **unused) {
     for (int i = 0; i < PARTS; i++)
         for (int k = 0; k < sizes[i]; k++)
             weights[starts[i] + k] = ((int)(random_bits() % 2001) - 1000) * 0.001f * spans[i];
-    uint8_t *images = room(IMAGES * PADDED * PADDED);
-    for (int i = 0; i < IMAGES * PADDED * PADDED; i++) images[i] = random_bits() % 256;
+    uint8_t *images = room(IMAGES * PIXELS);
+    for (int i = 0; i < IMAGES * PIXELS; i++) images[i] = random_bits() % 256;
     int64_t *labels = room(8 * IMAGES), *order = room(8 * IMAGES);
-    int64_t *down = room(8 * IMAGES), *right = room(8 * IMAGES);
+    uint8_t *down = room(IMAGES), *right = room(IMAGES);
     for (int i = 0; i < IMAGES; i++) {
         labels[i] = random_bits() % CLASSES;
         order[i] = i * 77 % IMAGES;
@@ -55,7 +55,7 @@ int main(int arguments, char **unused) {
     int64_t correct = 0;
     task t = {
         .images = images, .labels = labels, .order = order, .down = down, .right = right,
-        .side = PADDED, .count = IMAGES, .batch = BATCH, .classes = CLASSES, .threads = 1,
+        .margin = 1, .count = IMAGES, .batch = BATCH, .classes = CLASSES, .threads = 1,
         .adaptive = arguments > 1, .mean = 33.3f, .scale = 0.0127f, .decay = 0.01f,
         .momentum = 0.9f, .beta2 = 0.99f, .epsilon = 1e-8f, .weights = weights,
         .first = room(block), .second = room(block), .gradient = room(block),
