@@ -18,7 +18,7 @@ from torch import Tensor
 
 from digits.data import dataset
 from digits.data.dataset import PixelFacts, Split
-from digits.errors import DataError, ParameterError
+from digits.errors import DataError, ParameterError, Stopped
 from digits.model import weights
 from digits.params import Params
 from digits.paths import Paths, State
@@ -95,6 +95,7 @@ def _train(params: Params, paths: Paths, state: State, join: Join, machine: Mach
                         history.epochs.append(list(event))
                         run.points(epoch_metrics(event))
                         announce(event, recipe.epochs)
+                        _report(event, saved)
                     case Snapshot():
                         run.sync()
                         saved.write(event.tensors, asdict(history))
@@ -118,6 +119,14 @@ def _train(params: Params, paths: Paths, state: State, join: Join, machine: Mach
         saved.finish(md5(paths.model))
     else:
         saved.remove()
+
+
+def _report(epoch: Epoch, saved: Checkpoint) -> None:
+    try:
+        stage.report(epoch._asdict())
+    except Stopped:
+        saved.remove()
+        raise
 
 
 def _refuse_what_gives_no_training(params: Params, paths: Paths, splits: dict[str, Split]) -> None:

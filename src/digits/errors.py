@@ -1,13 +1,15 @@
 """The one family of exceptions for what a user can cause and cure."""
 
-from splice.errors import DataError, ParameterError, UserError
+from splice.errors import EXIT_INTERRUPTED, DataError, ParameterError, Stopped, UserError
 
 __all__ = [
     "DataError",
     "DeviceError",
     "DivergedError",
     "DownloadError",
+    "InterruptedSweep",
     "ParameterError",
+    "Stopped",
     "UserError",
 ]
 
@@ -18,6 +20,12 @@ class DownloadError(UserError):
 
 class DeviceError(UserError):
     """The device that was asked for is not there, or its memory is too small."""
+
+
+class InterruptedSweep(UserError):
+    """A sweep was interrupted: it can go on."""
+
+    exit_code = EXIT_INTERRUPTED
 
 
 class DivergedError(UserError):

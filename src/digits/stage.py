@@ -1,20 +1,22 @@
 """How every stage runs: a user's error is one line and an exit code, never a traceback."""
 
 import hashlib
+import json
 import os
 import signal
+import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import splice.errors
-from digits.errors import UserError
+from digits.errors import Stopped, UserError
 from digits.paths import ROOT, Paths, State
 
 if TYPE_CHECKING:
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 LEADER = "DIGITS_LEADER"  # in the environment of processes that a stage started: which one
 IS_LED = LEADER in os.environ
 IS_MEMBER = "TORCHELASTIC_RUN_ID" in os.environ  # one of torchrun's, or of a stage's
+WATCHED = "DIGITS_WATCHED"  # in the environment of a training: the socket of who may end it
 IS_FIRST = not IS_MEMBER or os.environ.get("RANK") == "0"  # who speaks for all
 BEGAN, PARENT = time.monotonic(), int(os.environ.get(LEADER) or os.getppid())
 OUR_OWN = ("digits", "splice")
@@ -178,6 +181,21 @@ def code() -> dict[str, str]:
         path.relative_to(source).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(ours)
     }
+
+
+def report(epoch: Mapping[str, Any]) -> None:
+    """Tell whoever watches this training, if somebody does, what an epoch has given.
+
+    Raises:
+        Stopped: who watches says that it is to end for good, and why.
+    """
+    if WATCHED not in os.environ or not IS_FIRST:
+        return
+    with suppress(OSError), socket.socket(socket.AF_UNIX) as watcher:
+        watcher.connect(os.environ[WATCHED])
+        watcher.sendall(json.dumps(epoch).encode() + b"\n")
+        if answer := watcher.makefile(encoding="utf-8").readline().strip():
+            raise Stopped(answer)
 
 
 def stop_if_orphaned() -> None:

@@ -8,16 +8,18 @@ if sys.platform == "win32":
 
 if TYPE_CHECKING:
     from splice.config import Config
-    from splice.errors import DataError, UserError, run
-    from splice.join import Data, Evaluation, Join, Run, Trained, here
+    from splice.errors import DataError, Stopped, UserError, run
+    from splice.join import Data, Evaluation, Group, Join, Run, Trained, here
 
 __all__ = [
     "Config",
     "Data",
     "DataError",
     "Evaluation",
+    "Group",
     "Join",
     "Run",
+    "Stopped",
     "Trained",
     "UserError",
     "here",

@@ -26,7 +26,7 @@ from splice.sender import code_of
 
 CONTENTS = "contents.json"
 ENTRIES, CODE = "entries", "code"
-NAMES = rf"{ENTRIES}/\d{{13,}}-(training|evaluation)-[0-9a-f]{{1,16}}|{CODE}/[0-9a-f]{{16}}"
+NAMES = rf"{ENTRIES}/\d{{13,}}-(training|evaluation|group)-[0-9a-f]{{1,16}}|{CODE}/[0-9a-f]{{16}}"
 PLACE = re.compile(rf"({NAMES})/.+")
 
 

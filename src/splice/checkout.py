@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -66,6 +67,25 @@ class Clone:
         if difference:
             _must(self.top, "apply", "--whitespace=nowarn", "-", given=difference)
         (self._state() / "config.local").write_text(CACHE_OF_ITS_OWN, encoding="utf-8")
+
+    def mirror(self) -> None:
+        """Check out what the workspace holds, with what isn't committed but for ignored files.
+
+        Raises:
+            UserError: there is no commit yet, or no DVC.
+        """
+        self.checkout(_must(self.workspace, "rev-parse", "HEAD").strip())
+        state = self._state()
+        local = self.workspace / os.path.relpath(state, self.root) / "config.local"
+        (state / "config.local").write_bytes(local.read_bytes() if local.exists() else b"")
+        changed = _must(self.workspace, "diff", "--name-only", "--relative", "-z", "HEAD")
+        new = _must(self.workspace, "ls-files", "--others", "--exclude-standard", "-z")
+        for name in filter(None, (changed + new).split("\0")):
+            source, target = self.workspace / name, self.root / name
+            target.unlink(missing_ok=True)
+            if source.is_file():
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(source, target, follow_symlinks=False)
 
     def take_from_cache(self, lock: str, stages: Sequence[str]) -> list[str]:
         """Bring what isn't rebuilt, by the hashes of .dvc files and of a dvc.lock.

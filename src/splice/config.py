@@ -25,6 +25,7 @@ from splice.files import digest
 from splice.settings import CHECKED, Name, checked, read_yaml
 
 PYPROJECT, PARAMS, PIPELINE = "pyproject.toml", "params.yaml", "dvc.yaml"
+GROUP_VARIABLE = "SPLICE_GROUP"  # of which group a training is; see `Join.group`
 TRACKING_VARIABLE = "SPLICE_TRACKING"  # off: `tracking.enabled` is false, whatever a file says
 
 

@@ -113,7 +113,7 @@ class _Copy:
 
     def run(self, run: Any) -> None:
         """Copy a run unless it is known, or not finished, or the child of one that is not."""
-        from splice.mlflow_store import PARENT
+        from splice.mlflow_store import MEASURED, ORIGIN, PARENT, is_evaluation
 
         own, parent = run.info.run_id, run.data.tags.get(PARENT)
         if run.info.status not in ("FINISHED", "FAILED", "KILLED") or parent in self.running:
@@ -124,16 +124,15 @@ class _Copy:
             self.runs[own] = there
             self.known += 1
             return
-        if parent is None:
-            parent = self._result(run)
-        self.runs[own] = self._copied(
-            run, {PARENT: self.runs.get(parent, parent)} if parent else {}
-        )
+        other = {PARENT: self.runs.get(parent, parent)} if parent else {}
+        if not is_evaluation(run) and (result := self._result(run)):
+            other = {PARENT: result, ORIGIN: MEASURED}
+        self.runs[own] = self._copied(run, other)
         self.new += 1
 
     def _known(self, run: Any) -> str | None:
         """The run that the target has of the same, whole."""
-        from splice.mlflow_store import COPIED, ENTRY, EVALUATION, EVALUATION_ENTRY, PARENT
+        from splice.mlflow_store import COPIED, ENTRY, EVALUATION, EVALUATION_ENTRY, is_evaluation
 
         tags = run.data.tags
         entry = ENTRY if ENTRY in tags else EVALUATION_ENTRY
@@ -146,7 +145,7 @@ class _Copy:
             same = self.target.evaluations(tags[EVALUATION], hash_, by)
             ended = [str(it.info.run_id) for it in same if it.info.status == "FINISHED"]
             return next(iter(ended), None)
-        return self._result(run) if PARENT not in tags else None
+        return None if is_evaluation(run) else self._result(run)
 
     def _result(self, run: Any) -> str | None:
         """The run that the target has of the same result; an evaluation new to it is its child."""
@@ -155,7 +154,7 @@ class _Copy:
         return str(found[0].info.run_id) if found else None
 
     def _copied(self, run: Any, other: Mapping[str, str]) -> str:
-        from splice.mlflow_store import COPIED
+        from splice.mlflow_store import COPIED, MEASURED, ORIGIN
 
         info, tags = run.info, {**run.data.tags, **other, COPIED: run.info.run_id}
         experiment = self.source.client.get_experiment(info.experiment_id).name
@@ -177,7 +176,7 @@ class _Copy:
                 self.models[model.model_id] = self.target.copy_model(new, model, files, step)
         self.target.end(new, info.status, info.end_time)
         by, hash_ = _subject(tags)
-        if hash_ and not other:  # another client may have made one meanwhile
+        if hash_ and tags.get(ORIGIN) != MEASURED:  # another client may have made one meanwhile
             return self.target.fold(partial(self.target.results, hash_, by)) or new
         return new
 

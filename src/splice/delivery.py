@@ -16,7 +16,7 @@ from splice.code import KEPT
 from splice.config import REGISTRY, Config, Registry
 from splice.errors import Rejected, UserError
 from splice.files import sync, write_json
-from splice.join import CARRIED, CODE, PAST, RULE, SETTINGS, WHOLE
+from splice.join import CARRIED, CODE, GROUP, PAST, RULE, SETTINGS, WHOLE
 from splice.mlflow_store import (
     CONTENT,
     DUPLICATE,
@@ -27,6 +27,7 @@ from splice.mlflow_store import (
     EVALUATION_ENTRY,
     FAILURES,
     KEY,
+    MEASURED,
     METRICS_A_CALL,
     MISSING,
     MODEL,
@@ -179,6 +180,7 @@ class Delivery:
             "model": self._model,
             "close": self._close,
             "evaluation": self._evaluation,
+            "group": self._group,
         }
 
     def _send_points(self, points: list[TimedPoint], behind: int | None) -> None:
@@ -197,6 +199,8 @@ class Delivery:
 
     def _open(self, opening: dict[str, Any]) -> None:
         tags = {**opening["tags"], KEY: opening["key"], ENTRY: self.folder.name, ORIGIN: "trained"}
+        if group := opening.get(GROUP):
+            tags[PARENT] = self.store.group(opening["experiment"], group)
         run_id = self.store.create_run(
             opening["experiment"], opening["name"], tags, opening["start"], unique=ENTRY
         )
@@ -224,13 +228,14 @@ class Delivery:
 
     def _close(self, closing: dict[str, Any]) -> None:
         finished = closing["status"] == "FINISHED"
+        done = outbox.is_final(closing)
         if self.store.is_active(self.sent["run"]):  # else it was folded and only the answer lost
             if closing["reason"]:
                 self.store.tag(self.sent["run"], {"reason": closing["reason"]})
             self._end(self.sent["run"], closing["status"], closing["end"])
         if finished and "model" in self.sent:
             self.store.fold(partial(self.store.results, self.sent["model"]))
-        self._remember(ended=True, done=finished)
+        self._remember(ended=True, done=done)
 
     def _abandoned(self) -> None:
         """The process that wrote this entry is gone without a word."""
@@ -279,6 +284,23 @@ class Delivery:
             )
         if code != self.config.root.name:
             raise Restart(code)
+
+    # A group of trainings.
+
+    def _group(self, document: dict[str, Any]) -> None:
+        run_id = self.store.group(document["experiment"], document["name"])
+        self.store.artifacts(run_id, self.folder / FILES, document["files"])
+        points = [(key, value, 0, document["time"]) for key, value in document["metrics"].items()]
+        self.store.points(run_id, points)
+        note = self._linked(run_id, document)
+        self.store.tag(run_id, {**document["tags"], NOTE: note})
+        for model in document["models"]:
+            self.store.join_group(run_id, model)
+        if document["status"] == "RUNNING":
+            self.store.start(run_id)
+        else:
+            self._end(run_id, document["status"], document["time"])
+        self._remember(ended=True, done=True)
 
     # An evaluation.
 
@@ -373,7 +395,7 @@ class Delivery:
         if EVALUATION not in self.store.client.get_run(run_id).data.tags:
             self.store.tag(run_id, mine)
             return run_id
-        tags = {**document["tags"], **mine, by: document["model"], ORIGIN: "evaluation"}
+        tags = {**document["tags"], **mine, by: document["model"], ORIGIN: MEASURED}
         tags[PARENT] = run_id
         name = f"evaluation-{document['dataset'].get('digest', '')[:8]}-{identity[:8]}"
         return self.store.create_run(
@@ -388,7 +410,7 @@ class Delivery:
         known = self.store.tagged({EARLIER: document["identity"], CONTENT: content})
         if any(child.data.tags.get(EVALUATION_ENTRY) != entry for child in known):
             return
-        tags = {EVALUATION_ENTRY: entry, EARLIER: document["identity"], ORIGIN: "evaluation"}
+        tags = {EVALUATION_ENTRY: entry, EARLIER: document["identity"], ORIGIN: MEASURED}
         tags[CONTENT] = content
         tags |= {PARENT: run.info.run_id, _by(document): document["model"]}
         name, moment = f"earlier-evaluation-{document['identity'][:8]}", document["time"]
@@ -426,7 +448,11 @@ class Delivery:
 
     def _described(self, run_id: str, before: str, document: dict[str, Any]) -> str:
         """A run's description: first what was measured, its files linked; then how to get it."""
-        said = document["note"]
+        return f"{self._linked(run_id, document)}{RULER}{before.rpartition(RULER)[2]}"
+
+    def _linked(self, run_id: str, document: dict[str, Any]) -> str:
+        """An entry's Markdown, in which the names of its files lead to them."""
+        said = str(document["note"])
         for name in document["files"]:
             said = said.replace(f"]({name})", f"]({self.store.artifact_address(run_id, name)})")
-        return f"{said}{RULER}{before.rpartition(RULER)[2]}"
+        return said

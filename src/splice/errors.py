@@ -23,6 +23,10 @@ class DataError(UserError):
     """A file is missing, damaged, or not what its name promises."""
 
 
+class Stopped(UserError):
+    """A training was ended for good: it is not gone on with."""
+
+
 class Stale(DataError):
     """Numbers were measured of something else than what lies here now."""
 

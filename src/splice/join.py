@@ -1,5 +1,6 @@
 """The public face: a training and an evaluation, written to the outbox under content hashes."""
 
+import os
 import posixpath
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -7,11 +8,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from splice import code, outbox, provenance
 from splice.checkout import LOCK
-from splice.config import PARAMS, Config
+from splice.config import GROUP_VARIABLE, PARAMS, Config
 from splice.errors import DataError, Stale, UserError
 from splice.files import digest, md5
 from splice.outbox import Point, Training
@@ -21,6 +22,7 @@ DIFF = "source/uncommitted.diff.txt"  # a name that MLflow's pages show the text
 RULE, SETTINGS = "registry", "how"  # in the record of an evaluation
 PAST = "past"
 CODE = "code"  # in those of a training and an evaluation
+GROUP = "group"  # in that of a training
 CARRIED, WHOLE = "carried", "whole"
 FORBIDDEN, LONGEST_NAME = re.compile(r"[^/\w.\- :]"), 200  # in the names of MLflow's metrics
 
@@ -101,6 +103,30 @@ class Evaluation:
     def data(self, path: str) -> Data:
         """The test data, which lies at `path`."""
         return Data(path, self.dataset, arrays=self.arrays)
+
+
+@dataclass(frozen=True)
+class Group:
+    """What is known of a group of trainings, such as those of a sweep.
+
+    Attributes:
+        name: of the group, and of the run above theirs.
+        status: RUNNING, FINISHED, or KILLED until it goes on.
+        metrics: by name; what was logged before stays in their curves.
+        tags: by name.
+        note: Markdown for the run's description; links to `files` by artifact path.
+        models: hashes of the trainings' models: those that DVC took from its cache, too, become
+            part of the group unless they are of another.
+        files: to be logged, by artifact path.
+    """
+
+    name: str
+    status: Literal["RUNNING", "FINISHED", "KILLED"]
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    tags: Mapping[str, str] = field(default_factory=dict)
+    note: str = ""
+    models: Sequence[str] = ()
+    files: Mapping[str, Path] = field(default_factory=dict)
 
 
 def evaluation_identity(model: str, test: str, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -209,8 +235,9 @@ class Join:
     ) -> Iterator[Run]:
         """Open a training, or go on with the one of this identity that was interrupted.
 
-        It ends as FINISHED when the block does, as KILLED by KeyboardInterrupt, as FAILED by
-        another exception.
+        It ends as FINISHED when the block does, as KILLED by KeyboardInterrupt and, for good, by
+        Stopped, as FAILED by another exception. Where SPLICE_GROUP in the environment names a
+        group, its run is a child of that group's, which `group` tells more of.
 
         Args:
             identity: all that decides the result, as JSON; None: the parameters, and the hashes of
@@ -237,6 +264,7 @@ class Join:
             "experiment": self.config.tracking.experiment,
             "name": provenance.run_name(self.config.root, key),
             CODE: code.keep(self.config),
+            GROUP: os.environ.get(GROUP_VARIABLE, ""),
             "params": {**params},
             "tags": {
                 **(tags or {}),  # first what can be read at a glance, then the hashes
@@ -350,6 +378,27 @@ class Join:
         }
         name = digest([identity, content])
         outbox.put_evaluation(config.box, name, document, {**evaluation.files, **carried})
+
+    def group(self, group: Group) -> None:
+        """Record what is known of a group of trainings, for the run above theirs.
+
+        Raises:
+            UserError: the disk is full, or the outbox can't be written.
+        """
+        if not self.config.tracking.enabled:
+            return
+        document = {
+            "name": group.name,
+            "experiment": self.config.tracking.experiment,
+            "status": group.status,
+            "time": outbox.now(),
+            "metrics": {metric_name(name): value for name, value in group.metrics.items()},
+            "tags": {**group.tags},
+            "note": group.note,
+            "models": [*group.models],
+            "files": sorted(group.files),
+        }
+        outbox.put_group(self.config.box, document, group.files)
 
     def wait(self, patience: float | None = None) -> str:
         """Wait until everything is delivered; give '' or, in a few words, why it is not.

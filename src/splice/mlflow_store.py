@@ -64,6 +64,8 @@ EVALUATED = "dvc.evaluation.time"  # in ms since 1970
 COPIED = "copied.from"  # the id of the run, or model, of another store
 EXPERIMENT = "dvc.experiment"  # in which the run's model was trained
 ORIGIN, PARENT, DUPLICATE = "origin", "mlflow.parentRunId", "duplicate_of"
+MEASURED = "evaluation"  # the origin of runs that are children of a training's
+GROUP = "splice.group"  # of the run above those of a group of trainings: its name
 
 # Of a run's curves in MLflow's pages, whose own are sometimes near black. Those of Okabe and Ito
 # (2008), which the colour-blind tell apart, but for those that are faint on white or on black.
@@ -180,7 +182,7 @@ class Store:
         found = self._runs(f"attributes.run_name = {quote}{what}{quote}")
         if HASH.fullmatch(what):
             found += self._runs(f"tags.`{MODEL}` LIKE '{what}%'")
-        return [run for run in found if PARENT not in run.data.tags]
+        return [run for run in found if not is_evaluation(run)]
 
     def names(self) -> list[str]:
         """The names of the active runs of all experiments."""
@@ -236,12 +238,12 @@ class Store:
 
     def run_of_model(self, md5: str, by: str = MODEL) -> Run | None:
         """The run whose result is the model file with this content, or what `by` tags."""
-        runs = [run for run in self.tagged({by: md5}) if PARENT not in run.data.tags]
+        runs = [run for run in self.tagged({by: md5}) if not is_evaluation(run)]
         return min(runs, key=_rank, default=None)
 
     def results(self, md5: str, by: str = MODEL) -> list[Run]:
         """The finished runs whose result is that, by rank; more than one only for a moment."""
-        runs = [run for run in self.tagged({by: md5}) if PARENT not in run.data.tags]
+        runs = [run for run in self.tagged({by: md5}) if not is_evaluation(run)]
         return sorted(filter(_is_finished, runs), key=_rank)
 
     def since(self, md5: str, by: str = MODEL) -> str:
@@ -274,7 +276,7 @@ class Store:
             return str(known[0].info.run_id)
         short = {key: value[:LONGEST_TAG] for key, value in tags.items()}
         where = self.experiment(experiment)
-        if not tags.keys() & {PARENT, COPIED}:
+        if COPIED not in tags and tags.get(ORIGIN) != MEASURED:
             short[COLOR] = self._free_color(where, start)
         run = self.client.create_run(where, start, short, name)
         return str(run.info.run_id)
@@ -300,6 +302,27 @@ class Store:
         values = [Param(key, str(value)[:LONGEST_PARAM]) for key, value in params.items()]
         for start in range(0, len(values), PARAMS_A_CALL):
             self.client.log_batch(run_id, params=values[start : start + PARAMS_A_CALL])
+
+    def group(self, experiment: str, name: str) -> str:
+        """The run above those of a group of trainings, made if need be; of twins, one stays.
+
+        Returns:
+            The run's id.
+        """
+        tags = {GROUP: name, ORIGIN: "group"}
+        self.create_run(experiment, name, tags, now(), unique=GROUP)
+        stays, *others = [run.info.run_id for run in self.tagged({GROUP: name})]
+        for twin in others:  # two clients made it at once
+            for child in self.tagged({PARENT: twin}):
+                self.tag(child.info.run_id, {PARENT: stays})
+            self._fold(twin, stays)
+        return str(stays)
+
+    def join_group(self, group: str, md5: str) -> None:
+        """Make the run of a model part of a group, unless it is of one."""
+        run = self.run_of_model(md5)
+        if run is not None and PARENT not in run.data.tags:
+            self.tag(run.info.run_id, {PARENT: group})
 
     def points(self, run_id: str, points: Sequence[TimedPoint]) -> None:
         """Log points of curves."""
@@ -723,7 +746,12 @@ def _rank(run: Run) -> tuple[bool, bool, int, str]:
 
     A finished one, its model's own, whose model came first; its id decides where two came at once.
     """
-    return not _is_finished(run), PARENT in run.data.tags, _since(run), run.info.run_id
+    return not _is_finished(run), is_evaluation(run), _since(run), run.info.run_id
+
+
+def is_evaluation(run: Run) -> bool:
+    """Whether a run is no training's but a measurement's, a child of the training's."""
+    return run.data.tags.get(ORIGIN) == MEASURED
 
 
 def _since(run: Run) -> int:

@@ -23,7 +23,7 @@ from typing import IO, Any, NamedTuple, Self
 
 from splice.code import KEPT, keep
 from splice.config import Config
-from splice.errors import DataError, UserError
+from splice.errors import DataError, Stopped, UserError
 from splice.files import digest, is_same, remove_abandoned, sync, unreadable, written_whole
 from splice.moved import follow
 from splice.redact import redact
@@ -31,6 +31,7 @@ from splice.redact import redact
 Point = tuple[str, float, int]  # key, value, step
 
 JOURNAL, FILES, SENT, DELIVERED = "journal.jsonl", "files", "sent.json", ".delivered"
+FOR_GOOD = "for_good"  # in the record of a training's end
 RESTART_SECONDS = (1.0, 6.0, 6.0, 6.0)  # how long a sender may take to come up
 HANG_SECONDS = 20.0  # beyond the sender's own time-outs: it is stuck
 STOP_SECONDS = 5.0
@@ -71,8 +72,8 @@ class Training:
         _traceback: TracebackType | None,
     ) -> None:
         if kind is not None:
-            status = "KILLED" if issubclass(kind, KeyboardInterrupt) else "FAILED"
-            self.close(status, " ".join(str(error).split()))
+            status = "KILLED" if issubclass(kind, KeyboardInterrupt | Stopped) else "FAILED"
+            self.close(status, " ".join(str(error).split()), for_good=issubclass(kind, Stopped))
 
     def points(self, points: Iterable[Point]) -> None:
         """Write points (key, value, step), all of now."""
@@ -102,11 +103,12 @@ class Training:
         record = {"md5": md5, "example": example, "files": sorted(files), "tags": {**tags}}
         self._append({"model": {**record, "step": step}})
 
-    def close(self, status: str, reason: str = "") -> None:
-        """Say how it ended: FINISHED, FAILED or KILLED."""
+    def close(self, status: str, reason: str = "", *, for_good: bool = False) -> None:
+        """Say how it ended: FINISHED, FAILED or KILLED; the last two may be for good."""
         if self._file.closed:
             return
-        self._append({"close": {"status": status, "reason": reason, "end": now()}})
+        end = {"status": status, "reason": reason, "end": now(), FOR_GOOD: for_good}
+        self._append({"close": end})
         self.sync()
         self._file.close()
         Path(self._lock.name).unlink(missing_ok=True)
@@ -151,6 +153,17 @@ def put_evaluation(
     folder = _named(outbox, "evaluation", identity)
     _create(folder, [{"evaluation": {**document}}], files)
     return folder
+
+
+def put_group(outbox: Path, document: Mapping[str, Any], files: Mapping[str, Path]) -> None:
+    """Write an entry of what is known of a group of trainings, complete at once.
+
+    Args:
+        outbox: the outbox.
+        document: what the sender needs to know.
+        files: copied into the entry, by artifact path.
+    """
+    _create(_named(outbox, "group", digest(document)), [{"group": {**document}}], files)
 
 
 def entries(outbox: Path) -> list[Path]:
@@ -220,12 +233,17 @@ def is_open(folder: Path) -> bool:
 
 
 def is_finished(folder: Path) -> bool:
-    """Whether the training of this entry came to its end."""
+    """Whether the training of this entry came to its end, and nothing can follow."""
     try:
         closings = [line["close"] for line, _ in records(folder) if "close" in line]
     except DataError:
         return False  # its journal will be repaired
-    return any(isinstance(end, dict) and end.get("status") == "FINISHED" for end in closings)
+    return any(isinstance(end, dict) and is_final(end) for end in closings)
+
+
+def is_final(closing: Mapping[str, Any]) -> bool:
+    """Whether nothing follows on this record of a training's end."""
+    return closing.get("status") == "FINISHED" or bool(closing.get(FOR_GOOD))
 
 
 def now() -> int:

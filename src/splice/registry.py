@@ -11,7 +11,16 @@ from splice.config import Config, Registry
 from splice.errors import UserError
 from splice.files import digest, md5
 from splice.join import Evaluation, evaluation_identity, metric_name
-from splice.mlflow_store import CHALLENGER, CHAMPION, EVALUATION, MODEL, ORIGIN, PARENT, Store
+from splice.mlflow_store import (
+    CHALLENGER,
+    CHAMPION,
+    EVALUATION,
+    MEASURED,
+    MODEL,
+    ORIGIN,
+    PARENT,
+    Store,
+)
 from splice.provenance import TEST
 
 WHY, WHEN, BEFORE = "champion.why", "champion.since", "champion.before"
@@ -223,7 +232,7 @@ def _record(
         MODEL: version.tags[MODEL],
         f"dvc.data.{TEST}": data["digest"],
         EVALUATION: identity,
-        ORIGIN: "evaluation",
+        ORIGIN: MEASURED,
         PARENT: own.info.run_id if own is not None else "",
     }
     source = store.client.get_run(version.run_id).info.experiment_id

@@ -18,7 +18,7 @@ from splice.config import Config
 from splice.errors import UserError
 from splice.files import md5
 from splice.join import DIFF, evaluation_here, metric_name
-from splice.mlflow_store import DUPLICATE, ENVIRONMENT, MODEL, ORIGIN, PARENT, Store
+from splice.mlflow_store import DUPLICATE, ENVIRONMENT, MODEL, ORIGIN, Store, is_evaluation
 
 SAME_BYTES, SAME_NUMBERS, DIFFERS = "same bytes", "same numbers", "differs"
 VERIFIED = "verified"
@@ -181,7 +181,7 @@ def _of_run(store: Store, config: Config, run: Any) -> Recorded:
     if run.info.lifecycle_stage == "deleted":
         kept = f": its result is that of run {tags[DUPLICATE]}" if DUPLICATE in tags else ""
         raise UserError(f"run {run.info.run_id} is deleted{kept}; name another")
-    if MODEL not in tags or PARENT in tags:
+    if MODEL not in tags or is_evaluation(run):
         raise UserError(f"run {run.info.run_id} made no model; name a training that finished")
     model, commit = tags[MODEL], tags.get("git.commit", provenance.UNKNOWN)
     trained_there = tags.get(ORIGIN) == "trained" and commit != provenance.UNKNOWN
