@@ -20,6 +20,7 @@ EXAMPLES = {  # the arguments of one for each command's help
     "check": "",
     "data": "",
     "recipe": "fast",
+    "sweep": "sweeps/lr.yaml",
     "report": "main my-experiment --out comparison.html",
 }
 
@@ -83,6 +84,13 @@ def _parser() -> argparse.ArgumentParser:
     recipe = add("recipe", help="run the pipeline as one of recipes/ says")
     recipe.add_argument("name", metavar="NAME", help="of a file in recipes/")
     recipe.set_defaults(run=_recipe)
+    sweep = add("sweep", help="search parameters by Optuna; apply: write the best to params.yaml")
+    sweep.add_argument("what", nargs="?", choices=["apply"], help="write the best to params.yaml")
+    sweep.add_argument("file", type=Path, metavar="FILE", help="of sweeps/")
+    sweep.add_argument(
+        "--workers", type=int, metavar="N", help="on this machine, instead of those in the file"
+    )
+    sweep.set_defaults(run=_sweep)
     report = add("report", help="one HTML page of a result, or of several side by side")
     report.add_argument(
         "results",
@@ -123,6 +131,17 @@ def _recipe(arguments: argparse.Namespace) -> None:
         print(f"digits recipe: there is an experiment {name} already; this one is {free}")
     sys.stdout.flush()
     os.execv(sys.executable, [*dvc, "exp", "run", "--temp", "--name", free, *changes])  # noqa: S606
+
+
+def _sweep(arguments: argparse.Namespace) -> None:
+    try:
+        from digits.sweep import command
+    except ModuleNotFoundError as error:
+        raise UserError(f"there is no package {error.name}; `make setup` installs it") from error
+    if arguments.what == "apply":
+        command.apply(arguments.file)
+    else:
+        command.sweep(arguments.file, arguments.workers)
 
 
 def _free_name(name: str) -> str:

@@ -154,7 +154,7 @@ def overrides(recipe: Path, params: Path) -> list[str]:
         ParameterError: as `load`, of the recipe laid over params.yaml.
     """
     overlay = read_yaml(recipe)
-    checked(Params, _laid_over(read_yaml(params), overlay), recipe)
+    checked(Params, laid_over(read_yaml(params), overlay), recipe)
     return [
         f"{section}.{name}={value if isinstance(value, str) else json.dumps(value)}"
         for section, values in overlay.items()
@@ -162,7 +162,8 @@ def overrides(recipe: Path, params: Path) -> list[str]:
     ]
 
 
-def _laid_over(below: Any, above: Any) -> Any:
+def laid_over(below: Any, above: Any) -> Any:
+    """A document, where another, smaller one says nothing else."""
     if not isinstance(below, dict) or not isinstance(above, dict):
         return above
-    return below | {name: _laid_over(below.get(name), value) for name, value in above.items()}
+    return below | {name: laid_over(below.get(name), value) for name, value in above.items()}

@@ -76,6 +76,11 @@ class State:
         return self.root / ".digits" / "checkpoints"
 
     @property
+    def sweeps(self) -> Path:
+        """Optuna's database, and what the workers of sweeps say."""
+        return self.root / ".digits" / "sweeps"
+
+    @property
     def pictures(self) -> Path:
         """What an interrupted preprocess has read of a folder of images."""
         return self.root / ".digits" / "pictures"

@@ -50,7 +50,7 @@ def loss_curves(path: Path, history: History) -> None:
     beside = axes.secondary_xaxis("top", functions=(lambda x: x * an_epoch, lambda x: x / an_epoch))
     beside.set_xlabel("step")
     axes.legend()
-    _save(figure, path)
+    save(figure, path)
 
 
 def accuracy_curves(path: Path, history: History) -> None:
@@ -58,7 +58,7 @@ def accuracy_curves(path: Path, history: History) -> None:
     figure, axes = chart("Accuracy", "epoch", "accuracy (%)")
     _by_epoch(axes, _columns(history.epochs, EPOCH_COLUMNS), "accuracy", 100)
     axes.legend()
-    _save(figure, path)
+    save(figure, path)
 
 
 def learning_rate(path: Path, history: History) -> None:
@@ -67,7 +67,7 @@ def learning_rate(path: Path, history: History) -> None:
     steps = _columns(history.steps, STEP_COLUMNS)
     axes.plot(steps["step"], steps["learning_rate"], _mark(steps["step"]), color=BLUE)
     axes.set_ylim(bottom=0)
-    _save(figure, path)
+    save(figure, path)
 
 
 def confusion(path: Path, matrix: npt.NDArray[np.int64], names: Sequence[str]) -> None:
@@ -105,7 +105,7 @@ def confusion(path: Path, matrix: npt.NDArray[np.int64], names: Sequence[str]) -
     axes.set(xlabel="predicted", ylabel="actual", title="Confusion on the test split: images")
     bar = figure.colorbar(drawn, shrink=0.6, label="mistakes: share of the actual class (%)")
     bar.outline.set_visible(False)
-    _save(figure, path)
+    save(figure, path)
 
 
 def mistakes(
@@ -134,7 +134,7 @@ def mistakes(
             pixels = images[place].transpose(1, 2, 0)  # as the data have them: one channel is grey
             axes.imshow(pixels, cmap="gray", vmin=0, vmax=255)
             axes.set_title(titles[place], size=7.5)
-    _save(figure, path)
+    save(figure, path)
 
 
 def classes(path: Path, scores: dict[str, Floats], names: Sequence[str]) -> None:
@@ -162,7 +162,7 @@ def classes(path: Path, scores: dict[str, Floats], names: Sequence[str]) -> None
     axes.set_yticks(places, map(short, names), size=8)
     axes.set_ylim(len(names) - 0.4, -0.6)
     figure.legend(loc="outside lower center", ncols=2)
-    _save(figure, path)
+    save(figure, path)
 
 
 def reliability(path: Path, bins: Bins, error: float) -> None:
@@ -187,7 +187,7 @@ def reliability(path: Path, bins: Bins, error: float) -> None:
     below.set(xlabel="confidence (%)", ylabel="images", yscale="symlog", xlim=(0, 101))
     for one in (axes, below):
         one.grid(visible=True)
-    _save(figure, path)
+    save(figure, path)
 
 
 def filters(path: Path, weights: Floats) -> None:
@@ -206,7 +206,7 @@ def filters(path: Path, weights: Floats) -> None:
     axes.set_title("First layer's filters")
     drawn = axes.imshow(sheet, cmap="PuOr_r", vmin=-most, vmax=most)
     figure.colorbar(drawn, label="weight").outline.set_visible(False)
-    _save(figure, path)
+    save(figure, path)
 
 
 def short(name: str) -> str:
@@ -255,7 +255,8 @@ def _columns(rows: Sequence[Sequence[Any]], names: Sequence[str]) -> dict[str, n
     return {name: table[:, i] for i, name in enumerate(names)}
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure as PNG, whole or not at all."""
     FigureCanvasAgg(figure)
     with written_whole(path) as aside:
         figure.savefig(aside, format="png", metadata={"Software": None})
