@@ -18,6 +18,11 @@ class Paths:
         return self.root / "params.yaml"
 
     @property
+    def pipeline(self) -> Path:
+        """Every stage."""
+        return self.root / "dvc.yaml"
+
+    @property
     def lock(self) -> Path:
         """What DVC has recorded."""
         return self.root / "dvc.lock"

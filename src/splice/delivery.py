@@ -290,10 +290,9 @@ class Delivery:
     def _group(self, document: dict[str, Any]) -> None:
         run_id = self.store.group(document["experiment"], document["name"])
         self.store.artifacts(run_id, self.folder / FILES, document["files"])
-        points = [(key, value, 0, document["time"]) for key, value in document["metrics"].items()]
-        self.store.points(run_id, points)
-        note = self._linked(run_id, document)
-        self.store.tag(run_id, {**document["tags"], NOTE: note})
+        self.store.points(run_id, [(*point, document["time"]) for point in document["points"]])
+        note = {NOTE: self._linked(run_id, document)} if document["note"] else {}
+        self.store.tag(run_id, {**document["tags"], **note})
         for model in document["models"]:
             self.store.join_group(run_id, model)
         if document["status"] == "RUNNING":

@@ -112,9 +112,10 @@ class Group:
     Attributes:
         name: of the group, and of the run above theirs.
         status: RUNNING, FINISHED, or KILLED until it goes on.
-        metrics: by name; what was logged before stays in their curves.
+        points: of curves over the group: key, value, step.
         tags: by name.
-        note: Markdown for the run's description; links to `files` by artifact path.
+        note: Markdown for the run's description; links to `files` by artifact path. '' leaves what
+            is there.
         models: hashes of the trainings' models: those that DVC took from its cache, too, become
             part of the group unless they are of another.
         files: to be logged, by artifact path.
@@ -122,7 +123,7 @@ class Group:
 
     name: str
     status: Literal["RUNNING", "FINISHED", "KILLED"]
-    metrics: Mapping[str, float] = field(default_factory=dict)
+    points: Sequence[Point] = ()
     tags: Mapping[str, str] = field(default_factory=dict)
     note: str = ""
     models: Sequence[str] = ()
@@ -392,7 +393,7 @@ class Join:
             "experiment": self.config.tracking.experiment,
             "status": group.status,
             "time": outbox.now(),
-            "metrics": {metric_name(name): value for name, value in group.metrics.items()},
+            "points": [(metric_name(key), *point) for key, *point in group.points],
             "tags": {**group.tags},
             "note": group.note,
             "models": [*group.models],

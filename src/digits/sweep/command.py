@@ -9,7 +9,8 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import chdir, contextmanager
+from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Literal
@@ -56,7 +57,7 @@ def sweep(file: Path, workers: int | None) -> None:
             _bring_data()
             join.wake()
             try:
-                _work(plan, study, state)
+                _work(plan, study, state, join)
             except KeyboardInterrupt:
                 _tell(plan, study, join, "KILLED")
                 raise InterruptedSweep(
@@ -98,14 +99,17 @@ def say(message: str) -> None:
 
 def _bring_data() -> None:
     """Have what a training reads up to date: once, and not by each worker."""
-    command = [sys.executable, "-m", "dvc", "--cd", str(ROOT), "repro", "--quiet", "preprocess"]
-    done = subprocess.run(command, stderr=subprocess.PIPE, text=True)
-    if done.returncode:
-        said = done.stderr.strip().splitlines() or ["no reason given"]
-        raise UserError(f"`dvc repro preprocess` failed: {said[-1]}")
+    from dvc.exceptions import DvcException
+    from dvc.repo import Repo
+
+    try:
+        with chdir(ROOT), Repo() as repo:
+            repo.reproduce(targets=["preprocess"])
+    except DvcException as error:
+        raise UserError(f"`dvc repro preprocess` failed: {error}") from error
 
 
-def _work(plan: Plan, study: Study, state: State) -> None:
+def _work(plan: Plan, study: Study, state: State, join: Join) -> None:
     """Keep workers going and say what they have done, until all trials are finished."""
     wanted, known = plan.search.trials, {trial.number for trial in _finished(study)}
     silent: dict[int, float] = {}
@@ -116,18 +120,21 @@ def _work(plan: Plan, study: Study, state: State) -> None:
         while True:
             fail_stale_trials(study)
             _fail_unborn(study, silent, trials.GRACE * plan.search.heartbeat)
-            for trial in _finished(study):
-                if trial.number not in known:
-                    known.add(trial.number)
-                    found = trials.best(study)
-                    say(f"{len(known)} of {wanted}, {_told(plan, trial, found)}")
-                    bar.update()
-                    bar.set_postfix_str(f"best {found.value:.4f}" if found else "")
+            new = [trial for trial in _finished(study) if trial.number not in known]
+            for trial in new:
+                known.add(trial.number)
+                found = trials.best(study)
+                say(f"{len(known)} of {wanted}, {_told(plan, trial, found)}")
+                bar.update()
+                bar.set_postfix_str(f"best {found.value:.4f}" if found else "")
+            if new:
+                join.group(Group(plan.name, "RUNNING", _points(plan, study)))
             _stop_if_hopeless(study)
             left = trials.wanted(study, wanted)
-            if not (left or _running(study)):
+            if not (left or _running(study) or workers.busy()):
                 return
             workers.keep(min(plan.search.workers, left + workers.busy()))
+            import_module("digits.sweep.figures")  # takes long: while they train
             time.sleep(LOOK_SECONDS)
 
 
@@ -266,14 +273,11 @@ def _tell(
     plan: Plan, study: Study, join: Join, status: Literal["RUNNING", "FINISHED", "KILLED"]
 ) -> None:
     """Tell the parent run what is known of the sweep now."""
-    counts = Counter(NAMES[trial.state] for trial in trials.counted(study))
-    found = trials.best(study)
-    metrics = {f"trials/{name}": float(count) for name, count in counts.items()}
-    tags = {"sweep": plan.name, "sweep.objective": plan.search.objective}
+    counts, found = _counts(study), trials.best(study)
+    tags: dict[str, str] = {"sweep.objective": plan.search.objective}
     note = [f"Sweep of `{plan.file.name}`: {_in_words(counts)} trials."]
     if found is not None and found.value is not None:
         values = plan.values(found.params)
-        metrics[plan.search.objective] = found.value
         tags |= {f"best.{name}": str(value) for name, value in values.items()}
         tags["best.model"] = found.user_attrs[trials.MODEL]
         note += [f"The best is {_shown(plan, found)}, model `{tags['best.model']}`."]
@@ -287,13 +291,26 @@ def _tell(
             Group(
                 plan.name,
                 status,
-                metrics,
+                _points(plan, study),
                 tags,
                 "\n\n".join(note),
                 [*filter(None, models)],
                 {**files, table.name: table, plan.file.name: plan.file},
             )
         )
+
+
+def _points(plan: Plan, study: Study) -> list[tuple[str, float, int]]:
+    """How many trials there are of each kind, and the best so far: by those that are finished."""
+    counts, found, step = _counts(study), trials.best(study), len(_finished(study))
+    points = [(f"trials/{name}", float(count), step) for name, count in counts.items()]
+    if found is not None and found.value is not None:
+        points.append((plan.search.objective, found.value, step))
+    return points
+
+
+def _counts(study: Study) -> Counter[str]:
+    return Counter(NAMES[trial.state] for trial in trials.counted(study))
 
 
 def _in_words(counts: Mapping[str, int]) -> str:

@@ -18,10 +18,10 @@ COLUMNS = 3
 
 
 def importance(path: Path, plan: Plan, study: Study) -> bool:
-    """How much of the objective's variance each parameter explains, by fANOVA; if any does.
+    """How much each parameter decides whether a trial is among the best; if that can be told.
 
-    Hutter, Hoos and Leyton-Brown, An Efficient Approach for Assessing Hyperparameter Importance
-    (ICML 2014), as Optuna computes it.
+    Watanabe, Bansal and Hutter, PED-ANOVA: Efficiently Quantifying Hyperparameter Importance in
+    Arbitrary Subspaces (IJCAI 2023), as Optuna computes it.
     """
     try:
         with warnings.catch_warnings():
@@ -32,7 +32,7 @@ def importance(path: Path, plan: Plan, study: Study) -> bool:
     if not shares:
         return False
     names = [*reversed(shares)]
-    figure, axes = chart("Importance", f"share of the variance of {plan.search.objective}", "")
+    figure, axes = chart("Importance", f"share in the best {plan.search.objective}", "")
     axes.barh(names, [shares[name] for name in names], color=BLUE)
     for row, name in enumerate(names):
         axes.text(shares[name], row, f" {shares[name]:.2f}", va="center")
@@ -67,6 +67,7 @@ def slices(path: Path, plan: Plan, study: Study) -> bool:
         else:
             at = {value: number for number, value in enumerate(allowed)}
             axes.set_xticks(range(len(allowed)), map(str, allowed))
+            axes.set_xlim(-0.5, len(allowed) - 0.5)
         for label, _, mark, colour in drawn:
             points = [(trial.params[name], value) for trial, value in there[label]]
             axes.plot(

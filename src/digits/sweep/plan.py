@@ -15,7 +15,7 @@ from ruamel.yaml import YAML
 from digits.errors import ParameterError
 from digits.params import Params, Seed, laid_over, load
 from digits.paths import Paths, State
-from splice.config import PIPELINE, sqlite_uri
+from splice.config import sqlite_uri
 from splice.files import digest, md5, written_whole
 from splice.settings import CHECKED, checked, read_yaml
 
@@ -122,7 +122,7 @@ class Plan:
 
     def _code(self) -> dict[str, str]:
         """The hashes of the code that a trial runs, as dvc.yaml names it."""
-        stages = read_yaml(self.root / PIPELINE)["stages"]
+        stages = read_yaml(Paths(self.root).pipeline)["stages"]
         named = {self.root / dep for stage in STAGES for dep in stages[stage]["deps"]}
         source = self.root / "src"
         within = (file for dep in named if source in dep.parents for file in _files(dep))

@@ -18,6 +18,7 @@ from typing import Any
 import psutil
 from dvc.exceptions import ReproductionError
 from dvc.repo import Repo
+from dvc.stage.exceptions import StageCmdFailedError
 from optuna import Study, Trial, TrialPruned
 from optuna.exceptions import OptunaError, UpdateFinishedTrialError
 from optuna.trial import TrialState
@@ -146,7 +147,10 @@ class Worker:
         except ReproductionError as error:
             if self.watch.stopped:
                 raise TrialPruned(self.watch.stopped) from error
-            trial.set_user_attr(trials.ERROR, self._last_word(said_before) or _cause(error))
+            cause = _cause(error)
+            is_its_own = isinstance(cause, StageCmdFailedError)
+            said = self._last_word(said_before) if is_its_own else " ".join(str(cause).split())
+            trial.set_user_attr(trials.ERROR, said or "it said nothing")
             raise Failed from error
         trial.set_user_attr(trials.MODEL, md5(self.paths.model))
         trial.set_user_attr(trials.CACHED, not self._last_word(said_before))
@@ -181,10 +185,8 @@ def _rank(epoch: Mapping[str, float | None]) -> tuple[float, float]:
     return epoch["validation_accuracy"] or 0.0, -(epoch["validation_loss"] or 0.0)
 
 
-def _cause(error: BaseException) -> str:
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return " ".join(str(error).split())
+def _cause(error: BaseException) -> BaseException:
+    return error if error.__cause__ is None else _cause(error.__cause__)
 
 
 def main(file: Path, name: str, log: Path, cores: list[int]) -> None:
@@ -210,11 +212,10 @@ def main(file: Path, name: str, log: Path, cores: list[int]) -> None:
         os.environ |= {
             "DVC_ROOT": str(state.root),
             "DVC_SITE_CACHE_DIR": clone.env["DVC_SITE_CACHE_DIR"],
-            "PATH": clone.env["PATH"],
             GROUP_VARIABLE: plan.name,
             stage.WATCHED: str(clone.top.parent / "watch"),
         }
-        os.chdir(clone.root)  # where DVC looks for what it is asked for
+        os.chdir(clone.root)  # DVC can't be elsewhere
         watch = Watch(clone.top.parent / "watch")
         with (
             trials.opened(plan, state) as study,
