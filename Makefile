@@ -17,7 +17,7 @@ EMPTY := : > $(MARK) && find .venv -mindepth 1 -maxdepth 1 ! -path $(MARK) -exec
 MADE_ELSEWHERE := $(shell [ "$$(cat $(MARK) 2>/dev/null)" = "$$(pwd -P)" ] || echo made-elsewhere)
 
 .PHONY: help setup repro recipe original sync test check format lock ui serve draw docs screenshots diagrams
-.PHONY: bench kills outages races experiments report fuzz rename clean made-elsewhere
+.PHONY: bench kills outages races sweep experiments report fuzz rename clean made-elsewhere
 
 help:                       ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 12
@@ -54,6 +54,9 @@ recipe: setup               ## a recipe as an experiment of its own: make recipe
 
 original: NAME := original
 original: recipe            ## the recipe original
+
+sweep: setup                ## search parameters by Optuna: make sweep FILE=sweeps/lr.yaml
+	$(BIN)/python -m digits.cli sweep "$(or $(FILE),sweeps/lr.yaml)"
 
 experiments: setup          ## DVC's experiments: their scores, and the parameters that differ
 	$(BIN)/python -m dvc exp show --no-pager --hide-workspace --only-changed --keep 'test\.(accuracy|loss)' \
