@@ -290,7 +290,8 @@ class Delivery:
     def _group(self, document: dict[str, Any]) -> None:
         run_id = self.store.group(document["experiment"], document["name"])
         self.store.artifacts(run_id, self.folder / FILES, document["files"])
-        self.store.points(run_id, [(*point, document["time"]) for point in document["points"]])
+        points = [(*point, document["time"]) for point in document["points"]]
+        self.store.points(run_id, self.store.unknown(run_id, points))
         note = {NOTE: self._linked(run_id, document)} if document["note"] else {}
         self.store.tag(run_id, {**document["tags"], **note})
         for model in document["models"]:

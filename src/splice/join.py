@@ -112,7 +112,7 @@ class Group:
     Attributes:
         name: of the group, and of the run above theirs.
         status: RUNNING, FINISHED, or KILLED until it goes on.
-        points: of curves over the group: key, value, step.
+        points: of curves over the group: key, value, step. Of each step the first one is kept.
         tags: by name.
         note: Markdown for the run's description; links to `files` by artifact path. '' leaves what
             is there.

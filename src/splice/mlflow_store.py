@@ -330,6 +330,15 @@ class Store:
         for start in range(0, len(metrics), METRICS_A_CALL):
             self.client.log_batch(run_id, metrics[start : start + METRICS_A_CALL])
 
+    def unknown(self, run_id: str, points: Sequence[TimedPoint]) -> list[TimedPoint]:
+        """The points at steps where a run's curves have none yet, whoever logs them."""
+        known = {
+            (key, point.step)
+            for key in {key for key, *_ in points}
+            for point in self.client.get_metric_history(run_id, key)
+        }
+        return [point for point in points if (point[0], point[2]) not in known]
+
     def dataset(self, run_id: str, context: str, dataset: Mapping[str, Any]) -> None:
         """Say which data a run used: name, digest (the DVC hash), path, and what it holds."""
         arrays = dataset.get("arrays", {})

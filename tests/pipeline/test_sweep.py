@@ -208,7 +208,7 @@ def test_a_sweep_on_postgresql_survives_ctrl_c_and_a_killed_worker_without_loss_
 ) -> None:
     project = finished.with_env(DIGITS_SWEEPS=database, PYTHONPATH=str(finished.root / "src"))
     project.params({"checkpoint.every_steps": 5})
-    lay(project, trials=4, workers=2, pruner="none", epochs=8)
+    lay(project, trials=3, workers=2, pruner="none", epochs=6)
     command = (sys.executable, "-m", "digits.cli", "sweep", FILE)
 
     with started(project, *command) as main:
@@ -229,7 +229,7 @@ def test_a_sweep_on_postgresql_survives_ctrl_c_and_a_killed_worker_without_loss_
 
     found = trials_of(project)
     counted = [trial for trial in found if trial.state == TrialState.COMPLETE]
-    assert len(counted) == 4
+    assert len(counted) == 3
     retried = [it for it in found if it.system_attrs.get("retry_history")]
     assert len(retried) == 1
     logs = [file.read_text() for file in project.root.glob(".digits/sweeps/*.log")]

@@ -28,6 +28,7 @@ from splice import Config, Group, Join
 
 LOOK_SECONDS, STOP_SECONDS = 0.5, 60.0
 TOO_MANY = 3  # trials that fail before one is complete: it is not the parameters
+FINISHED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 NAMES = {
     TrialState.COMPLETE: "complete",
     TrialState.PRUNED: "pruned",
@@ -303,7 +304,7 @@ def _tell(
 def _points(plan: Plan, study: Study) -> list[tuple[str, float, int]]:
     """How many trials there are of each kind, and the best so far: by those that are finished."""
     counts, found, step = _counts(study), trials.best(study), len(_finished(study))
-    points = [(f"trials/{name}", float(count), step) for name, count in counts.items()]
+    points = [(f"trials/{NAMES[it]}", float(counts[NAMES[it]]), step) for it in FINISHED]
     if found is not None and found.value is not None:
         points.append((plan.search.objective, found.value, step))
     return points

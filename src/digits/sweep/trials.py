@@ -5,6 +5,7 @@ and tried again, once. Which trials count is decided by their numbers, which the
 one order for all.
 """
 
+import itertools
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from optuna.pruners import BasePruner, MedianPruner, NopPruner, SuccessiveHalvin
 from optuna.samplers import BaseSampler, TPESampler
 from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
 from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy import create_engine, inspect
 from sqlalchemy.exc import SQLAlchemyError
 
 from digits.errors import UserError
@@ -63,8 +65,10 @@ def opened(plan: Plan, state: State) -> Iterator[Study]:
 
 
 def _made(url: str, heartbeat: int) -> RDBStorage:
+    _refuse_mlflows(url)
     waits = {"connect_args": {"timeout": PATIENCE_SECONDS}} if url.startswith("sqlite") else {}
-    for last in range(MAKING_TRIES - 1, -1, -1):
+    tries = itertools.count(1)
+    while True:
         try:
             return RDBStorage(
                 url,
@@ -74,9 +78,23 @@ def _made(url: str, heartbeat: int) -> RDBStorage:
                 heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(max_retry=1),
             )
         except SQLAlchemyError:
-            if not last:
+            if next(tries) == MAKING_TRIES:
                 raise
-    raise AssertionError
+        except RuntimeError as error:  # made by another version
+            raise UserError(f"{redact(url)}: {error}") from error
+
+
+def _refuse_mlflows(url: str) -> None:
+    """Optuna and MLflow both keep their tables' version in one of the same name."""
+    engine = create_engine(url)
+    try:
+        if inspect(engine).has_table("experiments"):
+            raise UserError(
+                f"the database {redact(url)} is MLflow's own; make one for sweeps alone, as by "
+                "CREATE DATABASE sweeps"
+            )
+    finally:
+        engine.dispose()
 
 
 _PRUNERS: Mapping[str, Callable[[], BasePruner]] = {
