@@ -203,6 +203,7 @@ def words(one: psutil.Process) -> list[str]:
         return []
 
 
+@pytest.mark.timeout(600)
 def test_a_sweep_on_postgresql_survives_ctrl_c_and_a_killed_worker_without_loss_or_double(
     finished: Project, database: str
 ) -> None:
