@@ -56,7 +56,7 @@ def opened(plan: Plan, state: State) -> Iterator[Study]:
             pruner=_PRUNERS[plan.search.pruner](),
             load_if_exists=True,
         )
-    except (SQLAlchemyError, StorageInternalError, ImportError) as error:
+    except (SQLAlchemyError, StorageInternalError, ModuleNotFoundError) as error:
         said = str(error.__cause__ or error).strip().splitlines()[0]
         raise UserError(
             f"the sweep's database {redact(url)} can't be used: {said}; call the same again when "
@@ -140,6 +140,11 @@ class _Sampler(BaseSampler):
 def counted(study: Study) -> list[FrozenTrial]:
     """The trials that count: not those that others have been made of, nor the surplus."""
     return [trial for trial in study.get_trials(deepcopy=False) if _counts(trial)]
+
+
+def finished(study: Study) -> list[FrozenTrial]:
+    """Those that count and are over."""
+    return [trial for trial in counted(study) if trial.state.is_finished()]
 
 
 def _counts(trial: FrozenTrial) -> bool:
