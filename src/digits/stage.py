@@ -188,14 +188,21 @@ def report(epoch: Mapping[str, Any]) -> None:
 
     Raises:
         Stopped: who watches says that it is to end for good, and why.
+        KeyboardInterrupt: who watched is gone.
     """
     if WATCHED not in os.environ or not IS_FIRST:
         return
-    with suppress(OSError), socket.socket(socket.AF_UNIX) as watcher:
-        watcher.connect(os.environ[WATCHED])
-        watcher.sendall(json.dumps(epoch).encode() + b"\n")
-        if answer := watcher.makefile(encoding="utf-8").readline().strip():
-            raise Stopped(answer)
+    try:
+        with socket.socket(socket.AF_UNIX) as watcher:
+            watcher.connect(os.environ[WATCHED])
+            watcher.sendall(json.dumps(epoch).encode() + b"\n")
+            answer = watcher.makefile(encoding="utf-8").readline()
+    except OSError as error:
+        raise KeyboardInterrupt from error
+    if not answer:
+        raise KeyboardInterrupt
+    if answer.strip():
+        raise Stopped(answer.strip())
 
 
 def stop_if_orphaned() -> None:
