@@ -9,7 +9,10 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).resolve().parents[1]
-FIRST = ("make-it-yours", "use", "recipes", "sweeps", "reference", "guarantees", "team", "scale", "splice")
+FIRST = (
+    *("make-it-yours", "use", "recipes", "sweeps", "reference"),
+    *("guarantees", "team", "scale", "splice"),
+)
 BESIDE = {  # files of the repository that are pages or pictures of the site, by the name there
     "README.md": "index.md",
     "SECURITY.md": "SECURITY.md",
