@@ -6,6 +6,7 @@ if __name__ == "__main__":
     stage.begin()
 
 import time
+from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -31,6 +32,8 @@ from digits.training.loop import Epoch, Images, Kept, Snapshot, Step, new_net, t
 from digits.training.progress import Speed, announce, bar
 from splice import Join
 from splice.files import digest, md5
+
+LARGEST_GROUP = 1024  # processes, of which some may leave
 
 
 def main(params: Params, paths: Paths, state: State, join: Join) -> None:
@@ -73,8 +76,7 @@ def _train(params: Params, paths: Paths, state: State, join: Join, machine: Mach
         return
     stage.say("train", f"computed by {engine.name} on {machine.description}: {engine.why}")
 
-    identity = _identity(params, hashes, machine, engine)
-    saved = Checkpoint.of(state.checkpoints, digest(identity))
+    identity, saved = _begun(_identity(params, hashes, machine, engine), state, group)
     saved.forget_if_recorded(paths.lock)
     with join.training(
         identity,
@@ -82,7 +84,7 @@ def _train(params: Params, paths: Paths, state: State, join: Join, machine: Mach
         data={name: dataset.data(name, split, hashes[name]) for name, split in splits.items()},
         tags=_tags(params, machine, engine, training),
     ) as run:
-        history, resume = _resumed(saved)
+        history, resume = _resumed(saved, group)
         speed, began = Speed(), time.perf_counter()
         with bar(recipe.epochs * len(training)) as show:
             for event in events(_from_first(group, resume)):
@@ -112,7 +114,10 @@ def _train(params: Params, paths: Paths, state: State, join: Join, machine: Mach
         run.model(
             training.images[:2].tolist(),
             {"history/steps.csv": paths.steps, "history/epochs.csv": paths.epochs},
-            {"warning": doubt} if doubt else {},
+            {
+                "processes": ", then ".join(map(str, history.processes)),
+                **({"warning": doubt} if doubt else {}),
+            },
             kept.step,
         )
     if stage.runs_in_dvc():
@@ -227,17 +232,42 @@ def _doubt(history: History, validation: Split, keep: str) -> str:
     )
 
 
-def _resumed(saved: Checkpoint) -> tuple[History, dict[str, torch.Tensor] | None]:
+def _begun(
+    identity: dict[str, Any], state: State, group: Group
+) -> tuple[dict[str, Any], Checkpoint]:
+    """The training to go on with, and its checkpoint.
+
+    It is the one that more processes began, if torchrun started these in their stead.
+    """
+    for size in range(group.size, LARGEST_GROUP + 1) if group.job else ():
+        begun = identity | {"processes": size}
+        saved = Checkpoint.of(state.checkpoints, digest(begun))
+        if saved.file.exists() and (size == group.size or _job(saved) == group.job):
+            return begun, saved
+    return identity, Checkpoint.of(state.checkpoints, digest(identity))
+
+
+def _job(saved: Checkpoint) -> str:
+    with suppress(DataError):
+        if found := saved.read():
+            return History(**found[1]).job
+    return ""
+
+
+def _resumed(saved: Checkpoint, group: Group) -> tuple[History, dict[str, torch.Tensor] | None]:
     try:
         found = saved.read()
     except DataError as error:
         stage.say("train", f"{error}; starting from the beginning")
         found = None
     if found is None:
-        return History(), None
-    tensors, history = found
+        return History(processes=[group.size], job=group.job), None
+    tensors, history = found[0], History(**{**found[1], "job": group.job})
     stage.say("train", f"going on after step {int(tensors['step']):,}")
-    return History(**history), tensors
+    if history.processes[-1] != group.size:
+        stage.say("train", f"processes: {group.size} instead of {history.processes[-1]}")
+        history.processes.append(group.size)
+    return history, tensors
 
 
 if __name__ == "__main__":

@@ -78,6 +78,18 @@ def family(pid: int) -> list[psutil.Process]:
         return []
 
 
+def workers(pid: int) -> dict[str, psutil.Process]:
+    """The processes below one that train together, by their rank."""
+    found = {}
+    for one in family(pid):
+        try:
+            if one.cmdline()[-1].endswith("src/train.py") and "RANK" in one.environ():
+                found[one.environ()["RANK"]] = one
+        except (psutil.Error, IndexError):  # it has just ended
+            continue
+    return found
+
+
 def is_saved(project: Project) -> bool:
     return any(project.root.glob(".digits/checkpoints/*.safetensors"))
 

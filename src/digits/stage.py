@@ -8,7 +8,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -46,6 +46,8 @@ def begin() -> None:
     if IS_MEMBER:
         _end_with_parent()
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # DDP warns of what is meant
+    if IS_LED and next(errors_left(Path(os.environ["TORCHELASTIC_ERROR_FILE"]).parents[2]), ""):
+        sys.exit(UserError.exit_code)  # an earlier start met what this one would meet again
     if IS_LED or not IS_FIRST:
         return
     with suppress(UserError, OSError):  # `run` says it
@@ -83,6 +85,15 @@ def _end_with_parent() -> None:
         os._exit(splice.errors.EXIT_INTERRUPTED)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+def errors_left(folder: Path) -> Iterator[str]:
+    """What went wrong in processes that a stage started, first things first."""
+    files = sorted(folder.glob("**/error.json"), key=lambda file: file.stat().st_mtime_ns)
+    for file in files:
+        with suppress(ValueError):  # of one that was killed meanwhile
+            message = json.loads(file.read_text(encoding="utf-8"))["message"]["message"]
+            yield str(message).partition(": ")[2]  # without the exception's name
 
 
 def _to_torchrun(name: str, said: str) -> None:

@@ -15,7 +15,7 @@ import pytest
 
 from conftest import Project, prepared
 from delivered import ONCE, delivered
-from machine import WAIT_SECONDS, family, log, log_file, started, training, until
+from machine import WAIT_SECONDS, log, log_file, started, training, until, workers
 from splice.files import md5
 from splice.mlflow_store import MODEL
 
@@ -60,18 +60,6 @@ def test_two_processes_speak_with_one_voice_and_make_one_run(whole: Project) -> 
     assert (run.data.tags["processes"], run.data.tags["engine"]) == ("2", "torch")
 
 
-def workers(pid: int) -> dict[str, psutil.Process]:
-    """The processes that train, by their rank."""
-    found = {}
-    for one in family(pid):
-        try:
-            if one.cmdline()[-1].endswith("src/train.py") and "RANK" in one.environ():
-                found[one.environ()["RANK"]] = one
-        except (psutil.Error, IndexError):  # it has just ended
-            continue
-    return found
-
-
 def in_training(project: Project, pid: int) -> dict[str, psutil.Process]:
     """The processes that train, once they have written another checkpoint."""
     before = newest_checkpoint(project)
@@ -97,17 +85,12 @@ def test_whoever_of_them_is_killed_none_is_left_and_the_bytes_are_the_same(
     together: Project, whole: Project, copy_of: Callable[[Project], Project]
 ) -> None:
     project = copy_of(together)
-    for rank in ("1", "0"):
-        with training(project) as leader:
-            assert leader.pid is not None
-            members = in_training(project, leader.pid)
-            members[rank].kill()
-            leader.join(WAIT_SECONDS)
-            assert leader.exitcode == 1
-            assert are_over(members)
-        assert f"train: process {rank} of 2 ended by SIGKILL, and so all did; " in log(project)
     with training(project) as leader:
         assert leader.pid is not None
+        for rank in ("1", "0"):
+            members = in_training(project, leader.pid)
+            members[rank].kill()
+            until(partial(are_over, members))
         members = in_training(project, leader.pid)
         os.kill(leader.pid, signal.SIGINT)
         leader.join(WAIT_SECONDS)
@@ -174,8 +157,35 @@ def test_the_slurm_file_trains_on_two_machines_to_the_bytes_of_two_processes_on_
 
 
 def free_port(ports: range) -> int:
-    for port in ports:
-        with socket.socket() as one:
-            if one.connect_ex(("127.0.0.1", port)):
-                return port
-    raise AssertionError("no port is free")
+    return next(port for port in ports if not is_open(port))
+
+
+def is_open(port: int) -> bool:
+    with socket.socket() as one:
+        return not one.connect_ex(("127.0.0.1", port))
+
+
+def test_when_a_machine_leaves_for_good_the_others_go_on_and_the_run_says_so(
+    together: Project, copy_of: Callable[[Project], Project]
+) -> None:
+    project = copy_of(together)
+    project.params({"train.epochs": 8})
+    port = free_port(range(20_000, 30_000))
+    loopback = next(name for _, name in socket.if_nameindex() if name.startswith("lo"))
+    command = (
+        "torchrun", "--nnodes", "1:2", "--max-restarts", "3", "--rdzv-backend", "c10d",
+        "--rdzv-endpoint", f"127.0.0.1:{port}", "--rdzv-id", "job", "--local-addr", "127.0.0.1",
+        "--rdzv-conf", "last_call_timeout=20,keep_alive_interval=1", "src/train.py",
+    )  # fmt: skip
+    machine = project.with_env(GLOO_SOCKET_IFNAME=loopback)
+    with started(machine, *command) as stays:
+        until(lambda: is_open(port))  # it is the one where they meet
+        with started(machine, *command) as leaves:
+            in_training(project, leaves.pid)
+            leaves.kill()
+            assert stays.wait(WAIT_SECONDS) == 0, log(project)
+    assert "train: processes: 1 instead of 2" in log(project)
+    project.deliver()
+    assert delivered(project) == ONCE
+    (run,) = project.store().tagged({MODEL: md5(project.model)})
+    assert run.data.tags["processes"] == "2, then 1"

@@ -181,3 +181,10 @@ def test_one_process_is_given_the_net_itself() -> None:
     net: nn.Module = first_net(SMALL)
     recipe = replace(SMALL, engine="torch")
     assert torch_engine.Steps(net, *some(30), recipe, prepare(recipe)).shared is net
+
+
+def test_where_processes_left_the_others_take_over_what_they_had_counted() -> None:
+    each = torch.tensor([1, 20, 300, 4000])
+    parts = [int(Group(rank, 2).part(each)) for rank in range(2)]
+    assert parts == [301, 4020]
+    assert [int(Group(rank, 4).part(each)) for rank in range(4)] == each.tolist()

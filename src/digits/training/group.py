@@ -30,6 +30,12 @@ class Group(NamedTuple):
         rank, size, local_rank, local_size = (int(os.environ[name]) for name in names)
         return cls(rank, size, local_rank, local_size, is_alone=False)
 
+    @property
+    def job(self) -> str:
+        """Torchrun's name for the job, in which it may start the group again; '' if none."""
+        name = "none" if self.is_alone else os.environ["TORCHELASTIC_RUN_ID"]
+        return "" if name == "none" else name
+
     @contextmanager
     def joined(self, device: torch.device) -> Iterator[None]:
         """Be able to talk to the others: by NCCL where they have GPUs, by gloo on CPUs.
@@ -79,8 +85,8 @@ class Group(NamedTuple):
         return self.sum(each)
 
     def part(self, each: Tensor) -> Tensor:
-        """This process's number of what `gather` gave."""
-        return each[self.rank]
+        """This process's number of what `gather` gave; if they were more, of several the sum."""
+        return each[self.rank :: self.size].sum()
 
     def first(self, data: bytes) -> bytes:
         """The bytes that the process of rank 0 has, in all of them."""

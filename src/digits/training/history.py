@@ -35,10 +35,16 @@ DIGITS = 6  # significant ones, of what goes to MLflow
 
 @dataclass
 class History:
-    """Rows of STEP_COLUMNS and EPOCH_COLUMNS; losses in nats, accuracies 0..1."""
+    """Rows of STEP_COLUMNS and EPOCH_COLUMNS; losses in nats, accuracies 0..1.
+
+    And how many processes trained together, first so many, then so many, where some left; in which
+    of torchrun's jobs.
+    """
 
     steps: list[Row] = field(default_factory=list)
     epochs: list[Row] = field(default_factory=list)
+    processes: list[int] = field(default_factory=list)
+    job: str = ""
 
     def write(self, paths: Paths) -> None:
         """Write both tables, and the last epoch's numbers by themselves for DVC to compare."""

@@ -1,11 +1,9 @@
 """Starts the processes of a training on this machine, as torchrun does, and answers for them."""
 
-import json
 import logging
 import os
 import socket
 import sys
-from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from uuid import uuid4
@@ -18,20 +16,23 @@ from digits import stage
 from digits.errors import UserError
 
 HERE, LOOPBACKS = "127.0.0.1", ("lo", "lo0")
+ANEW = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"  # else a new group meets the dead one's addresses
+RESTARTS = 3
 STOP_SECONDS = 10
 
 
 def train_together(script: Path, count: int) -> None:
     """Run a script in several processes that train together, and wait for them.
 
-    If one dies, all end. What goes wrong is said here, and by none of them. They end with this
-    process, however it does.
+    If one dies, all are started again, a few times. What goes wrong is said here, and by none of
+    them. They end with this process, however it does.
 
     Raises:
-        UserError: what one of them met, or that one died.
+        UserError: what one of them met, or that they died too often.
         KeyboardInterrupt: this process was asked to end.
     """
     logging.disable(logging.CRITICAL)  # torch's account of what is said here in a line
+    os.environ[ANEW] = "1"
     for _, name in socket.if_nameindex():
         if name in LOOPBACKS:
             os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
@@ -46,7 +47,7 @@ def train_together(script: Path, count: int) -> None:
             rdzv_endpoint=str(Path(folder, "rendezvous")),
             rdzv_configs={"store_type": "file"},
             local_addr=HERE,
-            max_restarts=0,
+            max_restarts=RESTARTS,
             shutdown_timeout=STOP_SECONDS,
             logs_specs=DefaultLogsSpecs(folder),
         )
@@ -55,20 +56,11 @@ def train_together(script: Path, count: int) -> None:
         except SignalException as error:
             raise KeyboardInterrupt from error
         except ChildFailedError as error:
-            if said := _first_error(Path(folder)):
+            if said := next(stage.errors_left(Path(folder)), ""):
                 raise UserError(said) from error
             rank, failure = error.get_first_failure()
             how = failure.signal_name() if failure.exitcode < 0 else f"exit code {failure.exitcode}"
             raise UserError(
-                f"process {rank} of {count} ended by {how}, and so all did; "
+                f"after {RESTARTS} new starts, process {rank} of {count} ended by {how} again; "
                 "the next `dvc repro` goes on from the last checkpoint"
             ) from error
-
-
-def _first_error(folder: Path) -> str:
-    """What went wrong first in the processes, as `stage` has them leave it; '' if none says."""
-    for file in sorted(folder.glob("**/error.json"), key=lambda file: file.stat().st_mtime_ns):
-        with suppress(ValueError):  # of one that was killed meanwhile
-            message = json.loads(file.read_text(encoding="utf-8"))["message"]["message"]
-            return str(message).partition(": ")[2]  # without the exception's name
-    return ""
