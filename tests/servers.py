@@ -38,6 +38,8 @@ from types import TracebackType
 from typing import IO, Literal, Self, get_args
 from urllib.parse import urlsplit
 
+from service import ANY, service
+
 HOST = "127.0.0.1"
 START_SECONDS = 120.0
 STOP_SECONDS = 5.0
@@ -364,13 +366,26 @@ def postgres(folder: Path) -> Iterator[str]:
 # --------------------------------------------------------------------------- S3
 
 
-def _s3_request(url: str, method: str) -> None:
-    request = urllib.request.Request(url, method=method)
+def _make_bucket(url: str, keys: Mapping[str, str], name: str) -> None:
+    import boto3
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    named = {key.lower(): value for key, value in keys.items()}
+    client = boto3.client("s3", endpoint_url=url, region_name="us-east-1", **named)
     try:
-        with urllib.request.urlopen(request, timeout=10.0):
-            pass
-    except urllib.error.URLError as error:
+        client.create_bucket(Bucket=name)
+    except (BotoCoreError, ClientError) as error:
         raise ServerError(f"the S3 server refused to create the bucket: {error}") from error
+
+
+def _s3_command(folder: Path, port: int) -> list[str]:
+    """Return the command of deploy/service, with a folder and ports of its own."""
+    command = [shutil.which("weed") or "weed", *service(ANY)["services"]["store"]["command"]]
+    command += [f"-dir={folder}", f"-s3.ip.bind={HOST}", f"-s3.port={port}"]
+    command += [f"-s3.port.grpc={free_port()}", "-master.electionTimeout=1s"]
+    for part in ("master", "volume", "filer"):
+        command += [f"-{part}.port={free_port()}", f"-{part}.port.grpc={free_port()}"]
+    return command
 
 
 @contextmanager
@@ -378,37 +393,39 @@ def s3(folder: Path) -> Iterator[dict[str, str]]:
     """Run an S3 server with one empty bucket and yield the settings that reach it.
 
     The settings are environment variables for boto3 and MLflow, and ``S3_BUCKET``, the name of the
-    bucket. Objects live in the server's memory. The server's log is ``folder/s3.log``.
+    bucket. Objects live in ``folder/objects``. The server's log is ``folder/s3.log``.
 
     Raises:
         ServerError: the server did not start or did not create the bucket.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "objects").mkdir(parents=True, exist_ok=True)
     port = free_port()
     url = f"http://{HOST}:{port}"
     log_path = folder / "s3.log"
-    command = [sys.executable, "-m", "moto.server", "-H", HOST, "-p", str(port)]
+    keys = {
+        "AWS_ACCESS_KEY_ID": "test-access-key",
+        "AWS_SECRET_ACCESS_KEY": f"secret-{secrets.token_hex(8)}",
+    }
     with log_path.open("ab") as log:
         process = subprocess.Popen(
-            command,
-            env=_server_environment({}),
+            _s3_command(folder / "objects", port),
+            env=_server_environment(keys),
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
         try:
-            _wait_ready(process, lambda: _listening(port), "the S3 server", log_path)
-            _s3_request(f"{url}/test-bucket", "PUT")
+            _wait_ready(process, lambda: _answers(f"{url}/healthz"), "the S3 server", log_path)
+            _make_bucket(url, keys, "test-bucket")
             yield {
-                "AWS_ACCESS_KEY_ID": "test-access-key",
-                "AWS_SECRET_ACCESS_KEY": f"secret-{secrets.token_hex(8)}",
+                **keys,
                 "AWS_DEFAULT_REGION": "us-east-1",
                 "MLFLOW_S3_ENDPOINT_URL": url,
                 "S3_BUCKET": "test-bucket",
             }
         finally:
-            _stop_group(process)
+            _stop_group(process, signal.SIGKILL)  # it takes its time for a word
 
 
 # --------------------------------------------------------------------------- MLflow
