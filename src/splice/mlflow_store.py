@@ -87,6 +87,12 @@ CONNECTIONS_TRIED = 3
 LONGEST_TAG, LONGEST_PARAM, LONGEST_REASON = 5000, 6000, 300
 REJECTIONS = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_DOES_NOT_EXIST", "INVALID_STATE")
 
+LOCKED_OUT = {
+    "UNAUTHENTICATED": "the server doesn't know this name and password; set "
+    "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD",
+    "PERMISSION_DENIED": "the server doesn't let this user do that; ask its administrator",
+}
+
 FAILURES = (MlflowException, OSError)  # requests' exceptions are OSErrors
 
 Found = TypeVar("Found")
@@ -832,6 +838,8 @@ def as_failure(error: Exception) -> Rejected | Unreachable:
     code = getattr(error, "error_code", "")
     damaged = isinstance(error, UserError)  # a file of the entry: it stays so
     rejected = damaged or code in REJECTIONS
+    if code in LOCKED_OUT:
+        return Unreachable(LOCKED_OUT[code])
     message = redact(_short(error if rejected else _first_cause(error)))[:LONGEST_REASON]
     return Rejected(message) if rejected else Unreachable(message)
 
