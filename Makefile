@@ -17,7 +17,7 @@ EMPTY := : > $(MARK) && find .venv -mindepth 1 -maxdepth 1 ! -path $(MARK) -exec
 MADE_ELSEWHERE := $(shell [ "$$(cat $(MARK) 2>/dev/null)" = "$$(pwd -P)" ] || echo made-elsewhere)
 
 .PHONY: help setup repro recipe original sync test check format lock ui serve draw docs screenshots diagrams
-.PHONY: bench kills outages races sweep experiments report fuzz rename clean made-elsewhere
+.PHONY: bench kills outages races workers crowd long sweep experiments report fuzz rename clean made-elsewhere
 
 help:                       ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 12
@@ -68,8 +68,11 @@ report: setup               ## report.html of the result here: RESULTS="main my-
 sync: setup                 ## deliver to MLflow what it doesn't have yet
 	$(BIN)/python -m splice.cli sync
 
-test: setup                 ## the test suite
+test: setup                 ## the tests, but for those that take long
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m 'not long and not gpu'
+
+long: setup                 ## the tests that take long
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m 'long and not gpu'
 
 check: setup                ## lint, format and types
 	$(BIN)/ruff check .
@@ -114,6 +117,12 @@ outages: setup              ## harness: 50 outages of a tracking server
 
 races: setup                ## harness: 50 rounds of 4 machines that deliver at once
 	$(BIN)/python tests/harness/races.py
+
+workers: setup              ## harness: 20 kills of processes that train together
+	$(BIN)/python tests/harness/workers.py
+
+crowd: setup                ## harness: 20 trainings at once into a team's service
+	$(BIN)/python tests/harness/crowd.py
 
 fuzz: setup                 ## harness: 10,000 mutated inputs to the parsers
 	$(BIN)/python tests/harness/mutations.py
