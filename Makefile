@@ -72,7 +72,7 @@ test: setup                 ## the tests, but for those that take long
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m 'not long and not gpu'
 
 long: setup                 ## the tests that take long
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m 'long and not gpu'
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'long and not gpu'
 
 check: setup                ## lint, format and types
 	$(BIN)/ruff check .

@@ -79,6 +79,7 @@ def probability(project: Project, image: Any) -> float:
 
 
 @pytest.mark.timeout(900)
+@pytest.mark.long
 def test_a_new_champion_takes_over_while_not_one_request_fails(
     finished: Project, tmp_path: Path
 ) -> None:

@@ -1,21 +1,15 @@
-"""A team's service: what its file says, and what becomes of those who use it."""
+"""A team's service, and what becomes of those who use it."""
 
 from __future__ import annotations
 
-import re
-import subprocess
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import mlflow
 import pytest
-import yaml
 from mlflow.server import get_app_client
 
-from compose_file import ANY, FOLDER, Missing, compose_file
 from conftest import Project
 from delivered import ONCE, delivered
 from harness import crowd
@@ -23,53 +17,20 @@ from service import Service, service
 from splice import outbox
 from splice.files import md5
 
-WRITTEN: dict[str, Any] = yaml.safe_load((FOLDER / "compose.yaml").read_text(encoding="utf-8"))
+pytestmark = pytest.mark.long
+
 CALL = "/api/2.0/mlflow/experiments/search?max_results=1"
 PERSON = "ada", "the first programmer"  # name, password
-SCHEMA = "check-jsonschema", "--builtin-schema", "vendor.compose-spec"
-
-
-def fits(file: Path) -> bool:
-    """Whether a file is what the compose specification allows."""
-    return not subprocess.run([*SCHEMA, file], capture_output=True).returncode
-
-
-def test_the_file_fits_the_compose_specification_and_a_mistake_in_it_is_noticed(
-    tmp_path: Path,
-) -> None:
-    assert fits(FOLDER / "compose.yaml")
-    wrong = yaml.safe_load((FOLDER / "compose.yaml").read_text(encoding="utf-8"))
-    wrong["services"]["mlflow"]["healthchek"] = {}
-    (tmp_path / "compose.yaml").write_text(yaml.safe_dump(wrong))
-    assert not fits(tmp_path / "compose.yaml")
-
-
-def test_every_part_has_one_version_a_check_and_a_volume_of_its_own() -> None:
-    services = WRITTEN["services"]
-    for name, part in services.items():
-        assert re.search(r":v?\d+(\.\d+)+(-full)?$", part["image"]), name
-        assert ("healthcheck" in part) == (name != "objects"), name  # which ends at once
-    assert services["mlflow"]["image"].endswith(f":v{mlflow.__version__}-full")
-    volumes = [each.split(":")[0] for part in services.values() for each in part.get("volumes", ())]
-    assert sorted(volumes) == sorted(WRITTEN["volumes"])
-
-
-@pytest.mark.parametrize("name", ANY)
-def test_nothing_starts_without_a_secret_of_the_teams_own(name: str) -> None:
-    with pytest.raises(Missing, match=rf"{name}: write it into \.env"):
-        compose_file(ANY | {name: ""})
 
 
 @pytest.fixture(scope="module")
 def team_service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """One service for this module, which knows PERSON; tests use seeds of their own."""
-    with (
-        service(tmp_path_factory.mktemp("service")) as running,
-        pytest.MonkeyPatch.context() as as_,
-    ):
-        for key, value in running.person().items():
-            as_.setenv(key, value)
-        get_app_client("basic-auth", running.server.uri).create_user(*PERSON)
+    with service(tmp_path_factory.mktemp("service")) as running:
+        with pytest.MonkeyPatch.context() as shell:
+            for key, value in running.person().items():
+                shell.setenv(key, value)
+            get_app_client("basic-auth", running.server.uri).create_user(*PERSON)
         yield running
 
 

@@ -10,6 +10,7 @@ from importlib.metadata import Distribution, PackageNotFoundError, distribution
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from packaging.requirements import Requirement
 
@@ -70,6 +71,7 @@ def environment(folder: Path, requirements: list[str]) -> Path:
     return folder / "bin" / "python"
 
 
+@pytest.mark.long
 def test_its_own_requirements_are_enough_to_load_and_to_serve_it(
     finished: Project, tmp_path: Path
 ) -> None:

@@ -80,6 +80,7 @@ def offline(bare: Project, tmp_path: Path) -> Project:
 
 
 @pytest.mark.timeout(600)
+@pytest.mark.long
 def test_each_step_of_the_page_does_what_it_says(offline: Project) -> None:
     for name in STEPS:
         follow(offline, sections()[name])
@@ -94,6 +95,7 @@ def test_each_step_of_the_page_does_what_it_says(offline: Project) -> None:
     assert own.data.metrics["test/top_accuracy"] == numbers["top_accuracy"]
 
 
+@pytest.mark.long
 def test_a_project_made_from_the_template_has_the_name_and_passes_its_tests(
     tmp_path: Path, clean_environment: dict[str, str]
 ) -> None:

@@ -60,6 +60,7 @@ def test_a_recipe_that_does_not_fit_is_refused_by_its_name(
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.long
 def test_a_recipe_is_run_as_an_experiment_and_leaves_the_workspace_alone(bare: Project) -> None:
     before = (bare.root / "params.yaml").read_bytes()
     refused = bare.digits("recipe", "fats", check=False)

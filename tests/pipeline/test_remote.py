@@ -105,6 +105,7 @@ def test_what_one_pushes_another_pulls_reproduces_and_rolls_back(
     assert md5(away.root / "net.safetensors") == first
 
 
+@pytest.mark.long
 def test_a_push_that_is_cut_off_is_noticed_and_completed_by_the_next(
     member: Project, keys: dict[str, str], bucket: Any, clone: Callable[[Project], Project]
 ) -> None:

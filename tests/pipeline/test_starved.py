@@ -80,6 +80,7 @@ def join(paths: Paths, name: str = "state") -> Join:
     return Join(Config(root=paths.root, home=home, model="models/net.safetensors"))
 
 
+@pytest.mark.long
 def test_a_full_disk_at_any_moment_is_said_and_the_next_training_is_as_if_it_never_was(
     params: Params, paths: Paths, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -140,6 +140,7 @@ def test_a_killed_training_resumes_to_the_same_bytes_in_the_same_run(
     until(lambda: not list(ready.root.glob("**/*.tmp")))  # but what the sender is writing now
 
 
+@pytest.mark.long
 def test_a_training_that_dvc_was_killed_before_recording_is_not_trained_again(
     ready: Project, uninterrupted: str
 ) -> None:
@@ -178,6 +179,7 @@ def test_a_finished_checkpoint_is_kept_until_dvc_has_recorded_its_model(tmp_path
     assert saved.read() is None
 
 
+@pytest.mark.long
 def test_a_stage_whose_dvc_was_killed_gives_way_to_the_next(
     ready: Project, uninterrupted: str
 ) -> None:

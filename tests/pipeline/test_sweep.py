@@ -204,6 +204,7 @@ def words(one: psutil.Process) -> list[str]:
 
 
 @pytest.mark.timeout(600)
+@pytest.mark.long
 def test_a_sweep_on_postgresql_survives_ctrl_c_and_a_killed_worker_without_loss_or_double(
     finished: Project, database: str
 ) -> None:

@@ -81,6 +81,7 @@ def are_over(processes: dict[str, psutil.Process]) -> bool:
     )
 
 
+@pytest.mark.long
 def test_whoever_of_them_is_killed_none_is_left_and_the_bytes_are_the_same(
     together: Project, whole: Project, copy_of: Callable[[Project], Project]
 ) -> None:
@@ -131,6 +132,7 @@ for one in "${started[@]}"; do wait "$one" || exit; done
 """
 
 
+@pytest.mark.long
 def test_the_slurm_file_trains_on_two_machines_to_the_bytes_of_two_processes_on_one(
     together: Project, whole: Project, copy_of: Callable[[Project], Project], tmp_path: Path
 ) -> None:
@@ -165,6 +167,7 @@ def is_open(port: int) -> bool:
         return not one.connect_ex(("127.0.0.1", port))
 
 
+@pytest.mark.long
 def test_when_a_machine_leaves_for_good_the_others_go_on_and_the_run_says_so(
     together: Project, copy_of: Callable[[Project], Project]
 ) -> None:

@@ -79,6 +79,7 @@ def copies(project: Foreign) -> dict[str, Run]:
     return {run.data.tags["copied.from"]: run for run in project.runs()}
 
 
+@pytest.mark.long
 def test_every_finished_run_goes_over_whole_and_once_even_after_a_kill(
     foreign: Foreign, served: Foreign, tmp_path: Path
 ) -> None:

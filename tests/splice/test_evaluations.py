@@ -66,6 +66,7 @@ def test_other_parameters_and_other_test_data_make_children_and_leave_the_first_
     assert own_run(finished).data.to_dictionary() == first.data.to_dictionary()
 
 
+@pytest.mark.long
 def test_numbers_of_other_code_become_the_runs_and_the_earlier_ones_a_child(
     finished: Project,
 ) -> None:

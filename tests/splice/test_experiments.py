@@ -4,6 +4,7 @@ import re
 import shlex
 from pathlib import Path
 
+import pytest
 from mlflow.entities import Run
 
 from conftest import HERE, Project
@@ -31,6 +32,7 @@ def table_of_experiments() -> list[str]:
     return shlex.split(str(command))
 
 
+@pytest.mark.long
 def test_an_experiment_in_the_workspace_and_one_in_a_temporary_folder_each_make_a_run(
     finished: Project, tmp_path: Path
 ) -> None:

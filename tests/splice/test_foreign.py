@@ -190,6 +190,7 @@ def points_of(entry: Path) -> Iterator[object]:
     return (record for record, _ in outbox.records(entry) if "metrics" in record)
 
 
+@pytest.mark.long
 def test_four_queued_experiments_and_two_workers_make_four_runs_of_their_names_and_own_code(
     foreign: Foreign,
 ) -> None:

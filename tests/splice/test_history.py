@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pytest
 from mlflow.entities import Run
 
 from foreign import Foreign
@@ -62,6 +63,7 @@ def cached(project: Foreign, hash_: str) -> Path:
     return project.root / ".dvc/cache/files/md5" / hash_[:2] / hash_[2:]
 
 
+@pytest.mark.long
 def test_commits_and_experiments_get_one_run_each_even_after_a_kill_and_what_is_lost_is_named(
     foreign: Foreign, tmp_path: Path
 ) -> None:

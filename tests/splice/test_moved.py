@@ -41,6 +41,7 @@ def answers(project: Project, version: str) -> int:
     return int(np.asarray(store.loaded(str(found.source)).predict(images)).shape[1])
 
 
+@pytest.mark.long
 def test_a_moved_project_keeps_its_models_and_a_copy_leaves_the_original_as_it_is(
     finished: Project, tmp_path: Path
 ) -> None:

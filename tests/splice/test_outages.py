@@ -18,7 +18,7 @@ from splice.files import md5
 from splice.mlflow_store import ENTRY
 
 MODES: tuple[Mode, ...] = ("refuse", "hang", "error", "cut", "half", "late")
-LONG = ("error", "cut", "late")  # the harness has them too
+LONG = ("hang", "error", "cut", "half", "late")  # the harness has them too
 A_FEW_SECONDS = 5  # tracking.patience in params.yaml
 ONE_REQUEST = 10  # the sender's longest time-out
 SLACK = 25  # of a busy machine
@@ -103,6 +103,7 @@ def test_an_outage_at_the_start_in_the_middle_and_at_the_end_loses_nothing(
     assert_nothing_lost(project, team.server, journals)
 
 
+@pytest.mark.long
 def test_a_whole_repro_with_a_server_that_hangs_is_slower_by_no_more_than_its_patience(
     behind_proxy: Project, team: Team, proxy: FaultyProxy
 ) -> None:

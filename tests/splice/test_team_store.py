@@ -63,6 +63,7 @@ def test_training_evaluation_model_and_registry_arrive_whole(
     assert run.info.run_id in shared.splice("find", str(shared.model)).stdout
 
 
+@pytest.mark.long
 def test_restored_evaluated_again_and_reproduced_on_a_teams_store(shared: Project) -> None:
     shared.params({"train.seed": 202, "train.epochs": 1})
     for name in ("train", "evaluate"):
@@ -103,6 +104,7 @@ def test_promotion_and_roll_back_on_a_teams_store(shared: Project) -> None:
     assert str(champion.version) == "1"
 
 
+@pytest.mark.long
 def test_no_secret_is_in_any_file_tag_artifact_or_output(
     finished: Project, team: Team, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
