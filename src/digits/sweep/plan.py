@@ -168,18 +168,18 @@ def write(values: Mapping[str, Any], path: Path) -> None:
         values: by names like train.epochs.
         path: of the file.
     """
-    yaml = YAML()
-    yaml.width = 10_000
-    yaml.preserve_quotes = True
-    yaml.representer.add_representer(
+    editor = YAML()
+    editor.width = 10_000
+    editor.preserve_quotes = True
+    editor.representer.add_representer(
         type(None), lambda to, _: to.represent_scalar("tag:yaml.org,2002:null", "null")
     )
-    document = yaml.load(path.read_text(encoding="utf-8"))
+    document = editor.load(path.read_text(encoding="utf-8"))
     for name, value in values.items():
         section, _, key = name.partition(".")
         document[section][key] = value
     with written_whole(path) as aside, aside.open("w", encoding="utf-8") as file:
-        yaml.dump(document, file)
+        editor.dump(document, file)
 
 
 def _checked(name: str, given: Any, params: Params, file: Path) -> Range | Sequence[Any]:
