@@ -69,10 +69,10 @@ sync: setup                 ## deliver to MLflow what it doesn't have yet
 	$(BIN)/python -m splice.cli sync
 
 test: setup                 ## the tests, but for those that take long
-	$(BIN)/python -m pytest -n 4 --dist worksteal -m 'not long and not gpu'
+	$(BIN)/python -m pytest -n 3 --dist worksteal -m 'not long and not gpu'
 
 long: setup                 ## the tests that take long
-	$(BIN)/python -m pytest -n 4 --dist loadfile -m 'long and not gpu'
+	$(BIN)/python -m pytest -n 3 --dist loadfile -m 'long and not gpu'
 
 check: setup                ## lint, format and types
 	$(BIN)/ruff check .

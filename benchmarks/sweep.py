@@ -4,10 +4,10 @@
 
 The working tree is copied, and a sweep of the default recipe over learning rate and batch size runs
 in the copy. A trial's own time is that of its command, `python src/train.py`, from its beginning to
-its end, as one that stands in for `python` writes it down. All else that `digits sweep` takes, from
-its beginning to its end and times its workers, is overhead: Optuna and its database, clones, DVC,
-the last look at the data, figures. What a worker waits at the end, when another has the last trial,
-is given by itself.
+its end, as one that stands in for `python` writes it down. All else that the sweep takes, from its
+beginning to its end and times its workers, is overhead: Optuna and its database, clones, DVC, the
+last look at the data, figures. What a worker waits at the end, when another has the last trial, is
+given by itself.
 """
 
 import argparse

@@ -364,9 +364,13 @@ def wait(config: Config, patience: float) -> str:
 
 
 def _is_starved(doing: Doing, began: float) -> bool:
-    """Whether a sender that gives way has not got on since `began`, and not for an outage."""
+    """Whether a sender that gives way has not got on since `began`, and not for an outage.
+
+    In an outage it says so again at each try, which its time-outs and pauses end in 14 seconds.
+    """
     lasts = time.time() - max(doing.since, began)
-    return not doing.hurried and doing.what != "waiting" and lasts > HURRY_SECONDS
+    allowed = HANG_SECONDS if doing.what == "waiting" else HURRY_SECONDS
+    return not doing.hurried and lasts > allowed
 
 
 # What the sender delivered, it remembers of one store, named by its `store_id`: another gets

@@ -312,3 +312,22 @@ def test_what_was_delivered_is_remembered_for_its_store_only(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:5001")
     assert outbox.delivered(tmp_path, settings.store_id) == {}
     assert "127.0.0.1" not in (tmp_path / ".delivered").read_text()
+
+
+@pytest.mark.parametrize(
+    ("what", "silent", "hurried", "is_starved"),
+    [
+        ("sending", 5, False, False),
+        ("sending", 7, False, True),
+        ("waiting", 14, False, False),  # an outage: it tries again, and will say so
+        ("waiting", 21, False, True),  # it would have: a busy machine gives it no time
+        ("sending", 100, True, False),  # it gives way to nobody
+    ],
+)
+def test_a_sender_that_gives_way_is_replaced_when_it_is_silent_for_longer_than_an_outage_explains(
+    what: str, silent: float, hurried: bool, is_starved: bool
+) -> None:
+    now = time.time()
+    doing = outbox.Doing(1, what, "", now - silent, "", hurried)
+    assert outbox._is_starved(doing, now - 200) == is_starved
+    assert not outbox._is_starved(doing, now)  # nobody has waited for it yet
