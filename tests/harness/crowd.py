@@ -27,6 +27,7 @@ import numpy as np
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).parents[2] / "src")]
 
+from harness.checkouts import write_checkout  # noqa: E402
 from service import service  # noqa: E402
 from splice import Evaluation, outbox  # noqa: E402
 from splice.code import KEPT, keep  # noqa: E402
@@ -35,23 +36,7 @@ from splice.errors import Unreachable  # noqa: E402
 from splice.files import md5  # noqa: E402
 from splice.join import Join  # noqa: E402
 
-REGISTERED = "crowded"
-PROJECT = f"""
-[tool.splice]
-model = "model.bin"
-test = "test.bin"
-export = "export:export"
-path = ["."]
-registry = {{model = "{REGISTERED}", metric = "score"}}
-"""
-EXPORT = """
-from mlflow.models import Model
-
-def export(model, example, folder):
-    folder.mkdir()
-    (folder / model.name).write_bytes(model.read_bytes())
-    Model().save(str(folder / "MLmodel"))
-"""
+EXPERIMENT, REGISTERED = "crowd", "crowded"
 CURVES = ("train/loss", "train/accuracy")
 STEPS_A_CALL = 20
 START_SECONDS = 300
@@ -139,11 +124,7 @@ def _train(folder: Path, number: int, calls: int, together: Barrier, times: Queu
     from splice.delivery import deliver_all
     from splice.mlflow_store import connect
 
-    root = folder / f"checkout-{number}"
-    root.mkdir()
-    files = {"pyproject.toml": PROJECT, "export.py": EXPORT, "test.bin": "test"}
-    for name, text in files.items():
-        (root / name).write_text(text)
+    root = write_checkout(folder / f"checkout-{number}", REGISTERED, EXPERIMENT)
     (root / "model.bin").write_bytes(_model(number))
     config = Config.read(root)
     kept = replace(Config.read(config.box / KEPT / keep(config)), home=root)  # as a sender has it

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).parents[2] / "src")]
 
+from harness.checkouts import write_checkout  # noqa: E402
 from servers import postgres  # noqa: E402
 from splice import Evaluation, Trained, outbox  # noqa: E402
 from splice.code import KEPT, keep  # noqa: E402
@@ -34,23 +35,6 @@ if TYPE_CHECKING:
     from splice.mlflow_store import Store
 
 EXPERIMENT, REGISTERED = "races", "raced"
-PROJECT = f"""
-[tool.splice]
-model = "model.bin"
-test = "test.bin"
-export = "export:export"
-path = ["."]
-tracking = {{experiment = "{EXPERIMENT}"}}
-registry = {{model = "{REGISTERED}", metric = "score"}}
-"""
-EXPORT = """
-from mlflow.models import Model
-
-def export(model, example, folder):
-    folder.mkdir()
-    (folder / model.name).write_bytes(model.read_bytes())
-    Model().save(str(folder / "MLmodel"))
-"""
 LONGEST_DELAY, ROUND_SECONDS = 0.1, 120  # within which clients come; for which they are waited for
 
 
@@ -91,11 +75,7 @@ def _client(folder: Path, number: int, how: argparse.Namespace, together: Barrie
     from splice.delivery import deliver_all
     from splice.mlflow_store import connect
 
-    root = folder / f"client-{number}"
-    root.mkdir()
-    (root / "pyproject.toml").write_text(PROJECT)
-    (root / "export.py").write_text(EXPORT)
-    (root / "test.bin").write_bytes(b"test")
+    root = write_checkout(folder / f"client-{number}", REGISTERED, EXPERIMENT)
     os.environ["DVC_ROOT"] = str(root)
     config = Config.read(root)
     kept = Config.read(config.box / KEPT / keep(config))  # as a sender does
