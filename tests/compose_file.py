@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,18 +26,21 @@ def compose_file(env: Mapping[str, str]) -> dict[str, Any]:
         Missing: a variable that must have a value has none.
     """
     text = (FOLDER / "compose.yaml").read_text(encoding="utf-8")
-    document: dict[str, Any] = _filled(yaml.safe_load(text), env)
+    document: dict[str, Any] = mapped(
+        yaml.safe_load(text), lambda string: VARIABLE.sub(lambda found: _value(found, env), string)
+    )
     return document
 
 
-def _filled(value: Any, env: Mapping[str, str]) -> Any:
+def mapped(value: Any, string: Callable[[str], str]) -> Any:
+    """The same document, with each string in it replaced by what becomes of it."""
     match value:
         case dict():
-            return {key: _filled(item, env) for key, item in value.items()}
+            return {key: mapped(item, string) for key, item in value.items()}
         case list():
-            return [_filled(item, env) for item in value]
+            return [mapped(item, string) for item in value]
         case str():
-            return VARIABLE.sub(lambda found: _value(found, env), value)
+            return string(value)
     return value
 
 

@@ -10,11 +10,12 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from compose_file import FOLDER, compose_file
+from compose_file import FOLDER, compose_file, mapped
 from servers import (
     HOST,
     MlflowServer,
@@ -103,7 +104,7 @@ def service(folder: Path) -> Iterator[Service]:
             "http://store:8333": store["MLFLOW_S3_ENDPOINT_URL"],
             "/auth.ini": str(folder / "auth.ini"),
         }
-        document = _here(compose_file(variables), places)
+        document = mapped(compose_file(variables), partial(_here, places=places))
         (folder / "auth.ini").write_text(document["configs"]["auth"]["content"])
         parts = document["services"]
         parts["database"]["entrypoint"] = []
@@ -131,17 +132,11 @@ def service(folder: Path) -> Iterator[Service]:
             server.stop()
 
 
-def _here(value: Any, places: Mapping[str, str]) -> Any:
+def _here(string: str, places: Mapping[str, str]) -> str:
     """The same, with what has a name among containers where it is on this machine."""
-    match value:
-        case dict():
-            return {key: _here(item, places) for key, item in value.items()}
-        case list():
-            return [_here(item, places) for item in value]
-        case str():
-            for name, place in places.items():
-                value = value.replace(name, place)
-    return value
+    for name, place in places.items():
+        string = string.replace(name, place)
+    return string
 
 
 def _tools(folder: Path, parts: Mapping[str, Any]) -> Path:
