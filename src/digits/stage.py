@@ -44,7 +44,7 @@ def begin() -> None:
     sys.excepthook = _in_one_line
     signal.signal(signal.SIGTERM, splice.errors.as_interrupt)
     if IS_MEMBER:
-        _end_with_parent()
+        end_with_parent()
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # DDP warns of what is meant
     if IS_LED and next(errors_left(Path(os.environ["TORCHELASTIC_ERROR_FILE"]).parents[2]), ""):
         sys.exit(UserError.exit_code)  # an earlier start met what this one would meet again
@@ -73,16 +73,20 @@ def lead() -> None:
     """Answer for the processes that this one is about to start, and end with the dvc above."""
     os.environ[LEADER] = str(os.getpid())
     if runs_in_dvc():
-        _end_with_parent()
+        end_with_parent()
 
 
-def _end_with_parent() -> None:
-    """Have this process killed as soon as the one that started it is gone."""
+def _at_once() -> None:
+    os._exit(splice.errors.EXIT_INTERRUPTED)
+
+
+def end_with_parent(end: Callable[[], object] = _at_once) -> None:
+    """Have this process end as soon as the one that started it is gone."""
 
     def watch() -> None:
         while os.getppid() == PARENT:
             time.sleep(LOOK_SECONDS)
-        os._exit(splice.errors.EXIT_INTERRUPTED)
+        end()
 
     threading.Thread(target=watch, daemon=True).start()
 

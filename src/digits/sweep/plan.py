@@ -3,6 +3,7 @@
 import difflib
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from dataclasses import dataclass as plain
 from functools import cached_property
 from pathlib import Path
@@ -199,14 +200,9 @@ def _checked(name: str, given: Any, params: Params, file: Path) -> Range | Seque
         raise ParameterError(f"space.{name} in {file} must be a range or a list of other values")
     section, _, key = name.partition(".")
     for value in tried:
-        with_it = laid_over(_by_section(params), {section: {key: value}})
+        with_it = laid_over(asdict(params), {section: {key: value}})
         checked(Params, with_it, file, "space.")
     return tried if isinstance(given, list) else allowed
-
-
-def _by_section(params: Params) -> dict[str, dict[str, Any]]:
-    """All parameters as plain values, by section."""
-    return {section: params.section(section) for section in params.__dataclass_fields__}
 
 
 def _refuse_odd(name: str, given: Range, file: Path) -> None:

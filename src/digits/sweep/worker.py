@@ -37,7 +37,7 @@ from splice.config import GROUP_VARIABLE, main_checkout
 from splice.files import md5
 
 TRAIN = "train"
-LOOK_SECONDS, STOP_SECONDS = 0.5, 30.0
+STOP_SECONDS = 30.0
 
 
 class Failed(Exception):
@@ -198,7 +198,7 @@ def main(file: Path, name: str, log: Path, cores: list[int]) -> None:
         log: where stdout and stderr of this process go.
         cores: that it may use; none: any.
     """
-    _end_with_parent()
+    stage.end_with_parent(lambda: os.kill(os.getpid(), signal.SIGTERM))
     if cores and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, cores)
     state = State(main_checkout(ROOT))
@@ -223,18 +223,6 @@ def main(file: Path, name: str, log: Path, cores: list[int]) -> None:
         ):
             repo.checkout(force=True, allow_missing=True)
             Worker(plan, study, clone, repo, watch, log).work()
-
-
-def _end_with_parent() -> None:
-    """Have this process interrupted when the one that started it is gone."""
-    parent = os.getppid()
-
-    def look() -> None:
-        while os.getppid() == parent:
-            threading.Event().wait(LOOK_SECONDS)
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    threading.Thread(target=look, daemon=True).start()
 
 
 def _end_children() -> None:
