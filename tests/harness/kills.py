@@ -120,6 +120,35 @@ def finish(project: Project, kills: Counter[str]) -> bool:
     return False
 
 
+def judge(
+    project: Project, expected: dict[str, str], verdicts: Counter[str], *, finished: bool
+) -> str:
+    """Count what became of a pipeline, and say it; what went well is removed."""
+    found = delivered(project) if finished else None
+    same = finished and hashes(project) == expected
+    project.stop_sender()
+    verdicts["finished"] += finished
+    verdicts["same hashes"] += same
+    verdicts["one run"] += found is not None and (found.runs, found.status) == (1, "FINISHED")
+    verdicts["gaps"] += found.gaps if found else 0
+    verdicts["doubled points"] += found.doubled if found else 0
+    if same and found == ONCE:
+        verdicts["good"] += 1
+        shutil.rmtree(project.root.parent, ignore_errors=True)
+        return "as if never killed"
+    log = (project.root.parent / "log").read_text()[-6000:]
+    return f"WRONG: {found}, same hashes: {same}\n{log}"
+
+
+def report(verdicts: Counter[str], pipelines: int) -> bool:
+    """Print the counts; whether all pipelines ended as if nothing had happened."""
+    for kind in ("finished", "same hashes", "one run"):
+        print(f"{kind:15} {verdicts[kind]} of {pipelines}")
+    for kind in ("gaps", "doubled points"):
+        print(f"{kind:15} {verdicts[kind]}")
+    return verdicts["good"] == pipelines
+
+
 def main() -> int:
     """Run, print the counts, and give the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
@@ -155,40 +184,17 @@ def main() -> int:
                     break
                 longest *= LATER
             finished = finish(project, kills)
-            found = delivered(project) if finished else None
-            same = finished and hashes(project) == expected
-            project.stop_sender()
-            verdicts["finished"] += finished
-            verdicts["same hashes"] += same
-            verdicts["one run"] += found is not None and (found.runs, found.status) == (
-                1,
-                "FINISHED",
-            )
-            verdicts["gaps"] += found.gaps if found else 0
-            verdicts["doubled points"] += found.doubled if found else 0
-            good = same and found == ONCE
-            print(
-                f"pipeline {pipelines}: {total(kills) - before} kills; "
-                f"{'as if never killed' if good else f'WRONG: {found}, same hashes: {same}'}",
-                flush=True,
-            )
-            if good:
-                shutil.rmtree(project.root.parent, ignore_errors=True)
-            else:
-                print((project.root.parent / "log").read_text()[-6000:])
+            verdict = judge(project, expected, verdicts, finished=finished)
+            print(f"pipeline {pipelines}: {total(kills) - before} kills; {verdict}", flush=True)
     print(f"kills           {total(kills)}")
     half_locks = kills.pop(HALF_LOCKS, 0)
     for kind, number in sorted(kills.items()):
         print(f"  {kind:15} {number}")
     print(f"pipelines       {pipelines}")
-    for kind in ("finished", "same hashes", "one run"):
-        print(f"{kind:15} {verdicts[kind]} of {pipelines}")
-    for kind in ("gaps", "doubled points"):
-        print(f"{kind:15} {verdicts[kind]}")
+    all_good = report(verdicts, pipelines)
     print(f"{HALF_LOCKS:15} {half_locks}, cleared by what `splice unlock` does")
     print(f"minutes         {(time.monotonic() - began) / 60:.1f}")
-    all_good = all(verdicts[kind] == pipelines for kind in ("finished", "same hashes", "one run"))
-    return 0 if all_good and not verdicts["gaps"] + verdicts["doubled points"] else 1
+    return 0 if all_good else 1
 
 
 if __name__ == "__main__":

@@ -27,8 +27,7 @@ sys.path[:0] = [str(HERE / "src"), str(HERE / "tests")]
 import psutil  # noqa: E402
 
 from conftest import Project, environment, working_tree  # noqa: E402
-from delivered import ONCE, delivered  # noqa: E402
-from harness.kills import finish, hashes  # noqa: E402
+from harness.kills import finish, hashes, judge, report  # noqa: E402
 from machine import workers  # noqa: E402
 
 PARAMS = {"train.epochs": 8, "checkpoint.every_steps": 5}
@@ -83,30 +82,12 @@ def main() -> int:
             killed = disturbed(project, dice, min(KILLS_EACH, chosen.count - kills))
             kills += killed
             finished = finish(project, Counter())
-            found = delivered(project) if finished else None
-            same = finished and hashes(project) == expected
-            project.stop_sender()
-            verdicts["finished"] += finished
-            verdicts["same hashes"] += same
-            verdicts["one run"] += found is not None and found.runs == 1
-            verdicts["gaps"] += found.gaps if found else 0
-            verdicts["doubled points"] += found.doubled if found else 0
-            good = same and found == ONCE
-            verdicts["good"] += good
-            print(
-                f"pipeline {pipelines}: {killed} kills; "
-                f"{'as if never killed' if good else f'WRONG: {found}, same hashes: {same}'}",
-                flush=True,
-            )
-            if not good:
-                print((project.root.parent / "log").read_text()[-6000:])
+            verdict = judge(project, expected, verdicts, finished=finished)
+            print(f"pipeline {pipelines}: {killed} kills; {verdict}", flush=True)
     print(f"processes killed {kills}, of {chosen.processes} that train together")
-    for kind in ("finished", "same hashes", "one run"):
-        print(f"{kind:16} {verdicts[kind]} of {pipelines}")
-    for kind in ("gaps", "doubled points"):
-        print(f"{kind:16} {verdicts[kind]}")
-    print(f"minutes          {(time.monotonic() - began) / 60:.1f}")
-    return 0 if verdicts["good"] == pipelines else 1
+    all_good = report(verdicts, pipelines)
+    print(f"minutes         {(time.monotonic() - began) / 60:.1f}")
+    return 0 if all_good else 1
 
 
 if __name__ == "__main__":
