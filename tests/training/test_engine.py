@@ -191,6 +191,22 @@ def test_what_is_added_to_the_net_from_outside_is_noticed(change: Callable[[Net]
         chosen(net, replace(RECIPE, engine="compiled"))
 
 
+class Counting(Net):
+    """Computes what the Net does, for now."""
+
+    passes = 0
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        self.passes += 1
+        return super().forward(pixels) * (1 if self.passes < 10_000 else 2)
+
+
+def test_a_net_that_counts_its_passes_is_left_to_torch() -> None:
+    net = Counting()
+    net.load_state_dict(first_net(RECIPE).state_dict())
+    assert chosen(net).why == "the Net counts its passes, or keeps something of them"
+
+
 def test_a_trained_net_that_the_kernels_do_not_compute_is_evaluated_by_torch() -> None:
     torch.manual_seed(1)
     net = Planned(Plan(activations=("relu", "relu", "clipped"))).eval()

@@ -1,6 +1,7 @@
 """Processes that train together, as torchrun starts them: each computes a share of each batch."""
 
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple, Self
@@ -111,6 +112,7 @@ def sharing(net: nn.Module) -> nn.Module:
     """
     if not _is_joined():
         return net
+    warnings.filterwarnings("ignore", "Grad strides do not match")  # of one channel, they do
     return nn.parallel.DistributedDataParallel(net, find_unused_parameters=True)
 
 

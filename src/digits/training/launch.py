@@ -18,7 +18,6 @@ from digits.errors import UserError
 HERE, LOOPBACKS = "127.0.0.1", ("lo", "lo0")
 ANEW = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"  # else a new group meets the dead one's addresses
 RESTARTS = 3
-STOP_SECONDS = 10
 
 
 def train_together(script: Path, count: int) -> None:
@@ -48,7 +47,6 @@ def train_together(script: Path, count: int) -> None:
             rdzv_configs={"store_type": "file"},
             local_addr=HERE,
             max_restarts=RESTARTS,
-            shutdown_timeout=STOP_SECONDS,
             logs_specs=DefaultLogsSpecs(folder),
         )
         try:

@@ -38,6 +38,15 @@ def moved(images: Tensor, places: Tensor, shift: int) -> Tensor:
     return windows[each, :, down, right]
 
 
+def _seed(seed: int, device: torch.device) -> None:
+    """What torch.manual_seed does, but for kinds of device that aren't in use: 0.2 ms each time."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed_all(seed)
+    elif device.type == "mps":
+        torch.mps.manual_seed(seed)
+
+
 def log_probabilities(net: nn.Module, images: Tensor, batch_size: int) -> Tensor:
     """Float32 `[N, classes]` of images, by a copy of the Net in `eval()`."""
     copy = deepcopy(net).eval().to(memory_format=torch.channels_last)
@@ -94,7 +103,7 @@ class Steps:
         """
         batches = torch.split(order, self.recipe.batch_size)
         for step, (indices, rate) in enumerate(zip(batches, rates, strict=True), first):
-            torch.manual_seed(self.group.seed(self.recipe.seed, step))
+            _seed(self.group.seed(self.recipe.seed, step), order.device)
             for group, share in zip(self._groups(), self.shares, strict=True):
                 group["lr"] = rate * share
             own = indices[self.group.share(len(indices))]
@@ -123,7 +132,12 @@ class Steps:
         """
         weight = len(own) * self.group.size / count  # of the mean that `sharing` takes
         indices = own if len(own) else own.new_zeros(1)
-        images = moved(self.images[indices], places[:, indices], self.recipe.shift)
+        mean, right = self._pass(indices, places[:, indices], weight)
+        return mean, right[: len(own)].sum()
+
+    def _pass(self, indices: Tensor, places: Tensor, weight: float) -> tuple[Tensor, Tensor]:
+        """Forward and back: the mean loss of some images, and which answers were right."""
+        images = moved(self.images[indices], places, self.recipe.shift)
         images = images.contiguous(memory_format=torch.channels_last)
         labels = self.labels[indices]
         mixed = self.precision != torch.float32
@@ -132,7 +146,7 @@ class Steps:
         mean = loss(output, labels)
         self.net.zero_grad(set_to_none=True)
         (mean if weight == 1 else mean * weight).backward()  # type: ignore[no-untyped-call]
-        return mean.detach(), (output.detach().argmax(1) == labels)[: len(own)].sum()
+        return mean.detach(), output.detach().argmax(1) == labels
 
     def state(self) -> dict[str, Tensor]:
         """The optimizers' tensors, live, by `key.parameter`."""
