@@ -26,7 +26,7 @@ static uint64_t hashed(uint64_t hash, const void *from, int64_t bytes) { /* FNV-
     return hash;
 }
 
-static void stay(void) {}
+static int stay(unsigned microseconds) { return (int)microseconds; }
 
 int main(int arguments, char **unused) {
     (void)unused;
@@ -62,7 +62,7 @@ int main(int arguments, char **unused) {
         .partial = room(SLOTS * starts[4] * sizeof(float)), .steps = steps,
         .loss_sum = &loss_sum, .correct = &correct, .chunks = room(CHUNKS * sizeof(chunk)),
         .scratches = room(sizeof(scratch)), .logits = room(CHUNKS * CLASSES * sizeof(lanes)),
-        .output = room(IMAGES * CLASSES * sizeof(float)), .let_others = stay,
+        .output = room(IMAGES * CLASSES * sizeof(float)), .sleep = stay,
     };
     memcpy(&t.at, starts, sizeof starts);
     train(&t, 0);

@@ -15,18 +15,15 @@ import numpy as np
 import pytest
 import torch
 
-import evaluate
 import train
 from conftest import Project
 from digits import stage
 from digits.data import dataset
 from digits.data.dataset import PixelFacts, Split
-from digits.errors import DeviceError, DivergedError, UserError
+from digits.errors import DivergedError, UserError
 from digits.params import Params, load
 from digits.paths import Paths, State
-from digits.training import loop
 from digits.training.checkpoint import Checkpoint
-from digits.training.device import is_out_of_memory
 from machine import small_disk
 from splice import Config, Join, outbox
 from splice.files import md5
@@ -184,25 +181,9 @@ def test_a_training_that_learned_nothing_says_so_and_so_does_its_run(
 CPU = "[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: 12 GB"
 
 
-@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError(CPU)])
-def test_too_large_a_batch_names_the_parameter_to_lower(
-    params: Params, paths: Paths, monkeypatch: pytest.MonkeyPatch, error: RuntimeError
-) -> None:
-    train.main(params, paths, state(paths), join(paths))
-
-    def fail(*_arguments: object) -> None:
-        raise error
-
-    monkeypatch.setattr(evaluate, "for_answers", fail)
-    with pytest.raises(DeviceError, match=r"batch_size 500; lower evaluate\.batch_size"):
-        evaluate.main(params, paths, state(paths), join(paths))
-    monkeypatch.setattr(loop._Loop, "_advance", fail)
-    with pytest.raises(DeviceError, match=r"batch_size 16; lower train\.batch_size"):
-        train.main(params, paths, state(paths), join(paths))
-
-
 def test_another_error_of_torch_is_not_taken_for_too_little_memory() -> None:
-    assert not is_out_of_memory(RuntimeError("shapes cannot be multiplied"))
+    with pytest.raises(RuntimeError, match="shapes"):
+        stage.run("train", fail_with(RuntimeError("shapes cannot be multiplied")))
 
 
 def fail_with(error: BaseException) -> Callable[..., None]:
@@ -217,6 +198,12 @@ def fail_with(error: BaseException) -> Callable[..., None]:
     [
         (UserError("a\nb"), "train: a b"),
         (MemoryError(), "train: out of memory; close other programs or lower train.batch_size"),
+        (RuntimeError(CPU), "train: out of memory; close other programs or lower train.batch_size"),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried"), "train: out of memory on the GPU; "),
+        (
+            torch.AcceleratorError("CUDA error: out of memory\nS"),
+            "train: out of memory on the GPU; ",
+        ),
         (OSError(errno.ENOSPC, "No space left on device", "x"), "cannot read or write x: No space"),
         (OSError("odd"), "cannot read or write: odd"),
     ],

@@ -163,7 +163,7 @@ class _Task(ctypes.Structure):
         ("at", _Layout),
         *_all(c_void_p, "weights first second gradient partial steps loss_sum correct"),
         ("last_loss", c_double),
-        *_all(c_void_p, "chunks scratches logits output let_others"),
+        *_all(c_void_p, "chunks scratches logits output sleep"),
         *_all(c_int64, "arrived round ended"),
     ]
 
@@ -290,7 +290,7 @@ class _Team:
         self.task.mean, self.task.scale = 255 * mean, 1 / (255 * std)
         task, places = self.task, [tensor.data_ptr() for tensor in self.memory]
         task.chunks, task.scratches, task.logits = places
-        task.let_others = cast(ctypes.CDLL(None).sched_yield, c_void_p)
+        task.sleep = cast(ctypes.CDLL(None).usleep, c_void_p)
         self.others = ThreadPoolExecutor(max(1, threads - 1))
 
     def views(self, block: Tensor) -> list[Tensor]:

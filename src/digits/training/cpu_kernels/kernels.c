@@ -40,7 +40,7 @@ typedef half piece;
 #endif
 
 enum {
-    LANES = 16, ROWS = 5, PANEL = 16, PANEL_ROWS = 4, GROUP = 4, SLOTS = 16, SPINS = 4000,
+    LANES = 16, ROWS = 5, PANEL = 16, PANEL_ROWS = 4, GROUP = 4, SLOTS = 16, SPINS = 12000,
     KERNEL = 5, TAPS = KERNEL * KERNEL, WINDOW = 4, NOWHERE = WINDOW,
     SIDE = 28, CONV1 = 24, POOL1 = 12, CONV2 = 8, POOL2 = 4,
     CHANNELS1 = 20, CHANNELS2 = 50, FEATURES = CHANNELS2 * POOL2 * POOL2,
@@ -92,7 +92,7 @@ typedef struct {
     scratch *scratches;
     lanes *logits; /* [chunks][classes] */
     float *output; /* [count][classes], predictions only */
-    void (*let_others)(void);
+    int (*sleep)(unsigned); /* microseconds */
     int64_t arrived, round, ended; /* of the barrier; ended: nobody waits there any more */
 } task;
 
@@ -461,7 +461,8 @@ INLINE range share(int64_t total, int64_t number, int64_t of) {
     return (range){total * number / of, total * (number + 1) / of};
 }
 
-/* Wait for the other threads: awake, since they are soon there; then leaving the core to others. */
+/* Wait for the other threads: awake, since they are soon there; then asleep, since somebody else has
+   their core. */
 static void meet(task *t) {
     int64_t round = __atomic_load_n(&t->round, __ATOMIC_ACQUIRE);
     if (__atomic_add_fetch(&t->arrived, 1, __ATOMIC_ACQ_REL) == t->threads) {
@@ -471,7 +472,7 @@ static void meet(task *t) {
     }
     for (int spins = 0; __atomic_load_n(&t->round, __ATOMIC_ACQUIRE) == round; spins++) {
         if (__atomic_load_n(&t->ended, __ATOMIC_RELAXED)) return;
-        if (spins >= SPINS) t->let_others();
+        if (spins >= SPINS) t->sleep(1);
         RELAX;
     }
 }
