@@ -168,6 +168,7 @@ def _curves(shown: Sequence[Shown]) -> list[Markup]:
     for what, unit, label in (("loss", 1, "loss (nats)"), ("accuracy", 100, "accuracy (%)")):
         figure, axes = plots.chart(what.capitalize(), "epoch", label)
         figure.set_size_inches(5, 4.2)
+        figure.set_layout_engine("constrained")
         for place, each in enumerate(shown):
             if each.epochs:
                 _draw(axes, each, what, unit, place)

@@ -2,6 +2,7 @@
 
 Their ground is transparent and their ink a grey that is legible on white and on near-black pages.
 Series differ in blue and orange, which the colour-blind tell apart, and in marker or hatching too.
+Margins are set here in inches: matplotlib's own layout draws each figure twice to find them.
 """
 
 from collections.abc import Sequence
@@ -14,6 +15,8 @@ import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
+from matplotlib.textpath import TextPath
 from matplotlib.ticker import MaxNLocator
 
 from digits.evaluation.metrics import Bins, Floats
@@ -47,6 +50,7 @@ def loss_curves(path: Path, history: History) -> None:
     axes.plot(at, steps["train_loss"], color=BLUE, alpha=0.4, lw=0.8, label="train, one batch")
     _by_epoch(axes, epochs, "loss", 1)
     axes.set_yscale("log")
+    _margins(figure, top=0.75)
     beside = axes.secondary_xaxis("top", functions=(lambda x: x * an_epoch, lambda x: x / an_epoch))
     beside.set_xlabel("step")
     axes.legend()
@@ -65,7 +69,8 @@ def learning_rate(path: Path, history: History) -> None:
     """The learning rate by step."""
     figure, axes = chart("Learning rate", "step", "learning rate")
     steps = _columns(history.steps, STEP_COLUMNS)
-    axes.plot(steps["step"], steps["learning_rate"], _mark(steps["step"]), color=BLUE)
+    mark = "o" if len(steps["step"]) == 1 else "-"
+    axes.plot(steps["step"], steps["learning_rate"], mark, color=BLUE)
     axes.set_ylim(bottom=0)
     save(figure, path)
 
@@ -81,9 +86,11 @@ def confusion(path: Path, matrix: npt.NDArray[np.int64], names: Sequence[str]) -
         names: of the classes.
     """
     few, readable = len(names) <= SHARES_UP_TO, len(names) <= COUNTS_UP_TO
-    size = ((0.62 if few else 0.28) * len(names) if readable else 10) + 1.4
-    figure = Figure(figsize=(size + 0.6, size), layout="constrained")
+    size = max(4.5, (0.62 if few else 0.28) * len(names)) if readable else 10.0
+    margin = 0.6 + (_longest(names, 10) if readable else 0)
+    figure = Figure(figsize=(margin + size + 1.1, margin + size + 0.4))
     axes = figure.add_subplot()
+    _margins(figure, left=margin, right=1.1, bottom=margin)
     shares = 100 * matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
     mistakes = np.where(np.eye(len(names), dtype=bool) | (matrix == 0), np.nan, shares)
     most = 1.0 if np.isnan(mistakes).all() else float(np.nanmax(mistakes))
@@ -103,8 +110,7 @@ def confusion(path: Path, matrix: npt.NDArray[np.int64], names: Sequence[str]) -
         axes.set_xticks(range(len(names)), map(short, names), rotation=90 if long else 0)
         axes.set_yticks(range(len(names)), map(short, names))
     axes.set(xlabel="predicted", ylabel="actual", title="Confusion on the test split: images")
-    bar = figure.colorbar(drawn, shrink=0.6, label="mistakes: share of the actual class (%)")
-    bar.outline.set_visible(False)
+    _scale(figure, axes, drawn, "mistakes: share of the actual class (%)")
     save(figure, path)
 
 
@@ -122,18 +128,20 @@ def mistakes(
     """
     columns = 5
     rows = max(1, -(-len(images) // columns))
-    height = 1.8 * rows + 0.4
-    # A fixed layout is drawn in half the time.
-    figure = Figure(figsize=(1.5 * columns, height))
-    figure.subplots_adjust(0.01, 0.01, 0.99, 1 - 0.85 / height, 0.1, 0.45)
-    title = f"The worst {len(images)} of {of:,} mistakes on {asked:,} test images"
-    figure.suptitle(title, size=11, y=1 - 0.15 / height)
-    for place, axes in enumerate(figure.subplots(rows, columns, squeeze=False).flat):
-        axes.set_axis_off()
-        if place < len(images):
-            pixels = images[place].transpose(1, 2, 0)  # as the data have them: one channel is grey
-            axes.imshow(pixels, cmap="gray", vmin=0, vmax=255)
-            axes.set_title(titles[place], size=7.5)
+    height, width = 1.2 * np.array(images.shape[2:]) / max(images.shape[2:])
+    figure = Figure(figsize=(1.5 * columns, 1.8 * rows + 0.4))
+    axes = figure.add_subplot()
+    _margins(figure, left=0, right=0, bottom=0)
+    axes.set_axis_off()
+    axes.set_title(f"The worst {len(images)} of {of:,} mistakes on {asked:,} test images", size=11)
+    for place, (pixels, title) in enumerate(zip(images, titles, strict=True)):
+        row, column = divmod(place, columns)
+        middle, top = 1.5 * column + 0.75, 1.8 * row + 0.5
+        where = (middle - width / 2, middle + width / 2, top + height, top)
+        pixels = pixels.transpose(1, 2, 0)  # as the data have them: one channel is grey
+        axes.imshow(pixels, cmap="gray", vmin=0, vmax=255, extent=where)
+        axes.text(middle, top - 0.05, title, size=7.5, ha="center", va="bottom")
+    axes.set(xlim=(0, 1.5 * columns), ylim=(1.8 * rows, 0))
     save(figure, path)
 
 
@@ -152,7 +160,8 @@ def classes(path: Path, scores: dict[str, Floats], names: Sequence[str]) -> None
         worst = np.argsort(-(missed + wrong), kind="stable")[:WORST]
         missed, wrong, names = missed[worst], wrong[worst], [names[i] for i in worst]
     figure, axes = chart(title, "share (%)", "class")
-    figure.set_figheight(max(3.5, 0.3 * len(names) + 1.2))
+    figure.set_figheight(max(3.5, 0.3 * len(names) + 1.3))
+    _margins(figure, left=0.5 + _longest(names, 8), bottom=0.9)
     places = np.arange(len(names))
     axes.barh(places - 0.2, missed, 0.38, color=BLUE, label="missed, of its images")
     axes.barh(
@@ -161,7 +170,7 @@ def classes(path: Path, scores: dict[str, Floats], names: Sequence[str]) -> None
     )  # fmt: skip
     axes.set_yticks(places, map(short, names), size=8)
     axes.set_ylim(len(names) - 0.4, -0.6)
-    figure.legend(loc="outside lower center", ncols=2)
+    figure.legend(loc="lower center", ncols=2)
     save(figure, path)
 
 
@@ -173,8 +182,10 @@ def reliability(path: Path, bins: Bins, error: float) -> None:
         bins: of confidence.
         error: the calibration error, 0..1.
     """
-    figure = Figure(figsize=(5, 5.2), layout="constrained")
+    figure = Figure(figsize=(5, 5.2))
     axes, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    _margins(figure)
+    figure.subplots_adjust(hspace=0.08)
     axes.plot([0, 100], [0, 100], "--", color=INK, lw=1, label="right as often as it says")
     filled = bins.counts > 0
     axes.plot(
@@ -200,12 +211,13 @@ def filters(path: Path, weights: Floats) -> None:
         top, left = place // columns * height, place % columns * width
         sheet[top : top + height - 1, left : left + width - 1] = picture
     most = float(np.nanmax(np.abs(sheet))) or 1.0
-    figure = Figure(figsize=(7, 0.6 * rows + 0.8), layout="constrained")
+    figure = Figure(figsize=(7, 0.58 * rows * height / width + 0.6))
     axes = figure.add_subplot()
+    _margins(figure, left=0.15, right=1.05, bottom=0.15)
     axes.set_axis_off()
     axes.set_title("First layer's filters")
     drawn = axes.imshow(sheet, cmap="PuOr_r", vmin=-most, vmax=most)
-    figure.colorbar(drawn, label="weight").outline.set_visible(False)
+    _scale(figure, axes, drawn, "weight")
     save(figure, path)
 
 
@@ -216,12 +228,40 @@ def short(name: str) -> str:
 
 def chart(title: str, x: str, y: str) -> tuple[Figure, Axes]:
     """An empty chart in the style of the house."""
-    figure = Figure(figsize=(6.5, 3.8), layout="constrained")
+    figure = Figure(figsize=(6.5, 3.8))
     axes = figure.add_subplot()
+    _margins(figure)
     axes.set(title=title, xlabel=x, ylabel=y)
     axes.grid(visible=True)
     axes.spines[["top", "right"]].set_visible(False)
     return figure, axes
+
+
+def _margins(
+    figure: Figure,
+    *,
+    left: float = 0.8,
+    right: float = 0.2,
+    bottom: float = 0.6,
+    top: float = 0.4,
+) -> None:
+    """Set what is left around a figure's charts, in inches."""
+    width, height = figure.get_size_inches()
+    figure.subplots_adjust(left / width, bottom / height, 1 - right / width, 1 - top / height)
+
+
+def _longest(names: Sequence[str], size: float) -> float:
+    """The width of the longest name at a font size in points, in inches."""
+    return (
+        max(float(TextPath((0, 0), short(name), size).get_extents().width) for name in names) / 72
+    )
+
+
+def _scale(figure: Figure, axes: Axes, drawn: AxesImage, label: str) -> None:
+    """Which number a colour stands for, on the right of an image."""
+    inch = 1 / (figure.get_figwidth() * axes.get_position().width)
+    place = axes.inset_axes((1 + 0.15 * inch, 0.2, 0.15 * inch, 0.6))
+    figure.colorbar(drawn, cax=place, label=label).outline.set_visible(False)
 
 
 def _by_epoch(axes: Axes, epochs: dict[str, npt.NDArray[Any]], what: str, unit: float) -> None:
@@ -244,10 +284,6 @@ def count_epochs(axes: Axes, last: float) -> None:
     """Have the x axis count epochs, from the beginning to the last one."""
     axes.set_xlim(0, 1.03 * last)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-
-
-def _mark(values: npt.NDArray[Any]) -> str:
-    return "o" if len(values) == 1 else "-"
 
 
 def _columns(rows: Sequence[Sequence[Any]], names: Sequence[str]) -> dict[str, npt.NDArray[Any]]:

@@ -33,6 +33,7 @@ def importance(path: Path, plan: Plan, study: Study) -> bool:
         return False
     names = [*reversed(shares)]
     figure, axes = chart("Importance", f"share in the best {plan.search.objective}", "")
+    figure.set_layout_engine("constrained")  # names may be long
     axes.barh(names, [shares[name] for name in names], color=BLUE)
     for row, name in enumerate(names):
         axes.text(shares[name], row, f" {shares[name]:.2f}", va="center")
