@@ -13,13 +13,13 @@ import torch
 
 from digits.data import dataset
 from digits.data.dataset import Split
-from digits.errors import DataError, DeviceError
+from digits.errors import DataError
 from digits.evaluation import card, report
 from digits.model.net import Net
 from digits.model.weights import load_net
 from digits.params import Params
 from digits.paths import Paths, State
-from digits.training.device import choose_device, is_out_of_memory
+from digits.training.device import choose_device
 from digits.training.engine import for_answers
 from digits.training.history import History
 from splice import Join
@@ -29,7 +29,7 @@ def main(params: Params, paths: Paths, _state: State, join: Join) -> None:
     """Measure the model on the test split, write how good it is, and hand that to MLflow.
 
     Raises:
-        UserError: a file is missing or broken, or the device isn't there or too small.
+        UserError: a file is missing or broken, or the device isn't there.
     """
     device = choose_device(params.evaluate.device, "evaluate.device")
     test = dataset.read(paths.split("test"))
@@ -86,17 +86,9 @@ def _refuse_what_does_not_fit(test: Split, description: dict[str, Any], paths: P
 def _answers(net: Net, test: Split, device: torch.device, batch_size: int) -> torch.Tensor:
     """Log-probabilities `[N, classes]`."""
     images = torch.from_numpy(test.images).to(device)
-    try:
-        engine = for_answers(net.to(device), images)
-        stage.say("evaluate", f"computed by {engine.name}: {engine.why}")
-        return engine.log_probabilities(net, images, batch_size)
-    except RuntimeError as error:
-        if not is_out_of_memory(error):
-            raise
-        raise DeviceError(
-            f"out of memory on {device} with evaluate.batch_size {batch_size}; "
-            "lower evaluate.batch_size"
-        ) from error
+    engine = for_answers(net.to(device), images)
+    stage.say("evaluate", f"computed by {engine.name}: {engine.why}")
+    return engine.log_probabilities(net, images, batch_size)
 
 
 def _first_filters(net: Net) -> npt.NDArray[np.float64] | None:

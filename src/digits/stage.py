@@ -76,11 +76,9 @@ def lead() -> None:
         end_with_parent()
 
 
-def _at_once() -> None:
-    os._exit(splice.errors.EXIT_INTERRUPTED)
-
-
-def end_with_parent(end: Callable[[], object] = _at_once) -> None:
+def end_with_parent(
+    end: Callable[[], object] = lambda: os._exit(splice.errors.EXIT_INTERRUPTED),
+) -> None:
     """Have this process end as soon as the one that started it is gone."""
 
     def watch() -> None:
@@ -130,9 +128,20 @@ def _with_cures(name: str, main: Callable[[], None]) -> None:
         if runs_in_dvc() and not IS_LED and _was_recorded(name):  # and removed what it recorded
             say(name, "the results of before are in DVC's cache: `dvc checkout` brings them back")
         raise
-    except MemoryError as error:
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        on = " on the GPU" if "CUDA" in str(error) else ""
         lower = f" or lower {name}.batch_size" if name in ("train", "evaluate") else ""
-        raise UserError(f"out of memory; close other programs{lower}, then run again") from error
+        raise UserError(
+            f"out of memory{on}; close other programs{lower}, then run again"
+        ) from error
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an error, of torch perhaps, says that there is too little memory."""
+    said = ("out of memory", "can't allocate memory")
+    return isinstance(error, MemoryError) or any(words in str(error) for words in said)
 
 
 def _was_recorded(name: str) -> bool:
@@ -187,10 +196,11 @@ def code() -> dict[str, str]:
     """
     source = Path(__file__).resolve().parents[1]
     named = (getattr(module, "__file__", None) for module in list(sys.modules.values()))
-    files = {Path(str(name)) for name in named if name}
-    folders = {folder: folder.resolve() for folder in {path.parent for path in files}}
-    ours = [folders[path.parent] / path.name for path in files]
-    ours = [path.resolve() for path in ours if source in path.parents and path.is_file()]
+    places = [os.path.split(str(name)) for name in named if name]
+    folders = {folder: Path(folder).resolve() for folder in {folder for folder, _ in places}}
+    mine = {folder: at for folder, at in folders.items() if source in (at, *at.parents)}
+    ours = [(mine[folder] / name).resolve() for folder, name in places if folder in mine]
+    ours = [path for path in {*ours} if path.is_file()]
     ours += [file for folder in {path.parent for path in ours} for file in folder.glob("*.c")]
     return {
         path.relative_to(source).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()

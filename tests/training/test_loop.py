@@ -343,15 +343,3 @@ def test_one_cycle_is_the_schedule_of_torch(steps: int) -> None:
 def test_a_device_that_is_not_there_is_refused_by_the_name_of_its_parameter() -> None:
     with pytest.raises(DeviceError, match=r"train\.device is cuda:99"):
         choose_device("cuda:99", "train.device")
-
-
-@pytest.mark.parametrize("message", ["DefaultCPUAllocator: can't allocate memory: you tried"])
-def test_running_out_of_memory_names_the_parameter_to_lower(
-    message: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fail(*_: object) -> None:
-        raise RuntimeError(message)
-
-    monkeypatch.setattr(torch_engine.Steps, "__call__", fail)
-    with pytest.raises(DeviceError, match=r"lower train\.batch_size"):
-        run(replace(SMALL, engine="torch"))

@@ -97,11 +97,6 @@ def _own(device: torch.device, group: Group) -> torch.device:
     return torch.device("cuda", group.local_rank)
 
 
-def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether an error of torch says that a device's memory is too small."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
-
-
 def _precision(name: str, device: torch.device) -> torch.dtype:
     if name != "auto":
         return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]

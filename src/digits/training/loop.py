@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from digits.errors import DeviceError, DivergedError, NetError
+from digits.errors import DivergedError, NetError
 from digits.model.net import Net
-from digits.training.device import Machine, is_out_of_memory
+from digits.training.device import Machine
 from digits.training.engine import Engine, hold_together
 from digits.training.group import raise_if_left
 from digits.training.optim import learning_rate
@@ -125,7 +125,6 @@ def train(
 
     Raises:
         DivergedError: the loss became NaN or infinite.
-        DeviceError: out of memory.
         EngineError: the engine answered otherwise than the Net, once it was trained.
         KeyboardInterrupt: another process of the group ended.
     """
@@ -135,12 +134,7 @@ def train(
             yield from loop.run(snapshot_every)
     except RuntimeError as error:
         raise_if_left(error)
-        if not is_out_of_memory(error):
-            raise
-        raise DeviceError(
-            f"out of memory on {machine.device} with train.batch_size {recipe.batch_size}; "
-            "lower train.batch_size"
-        ) from error
+        raise
 
 
 @dataclass
