@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 import yaml
 
-from splice.config import PARAMS
+from splice.config import PARAMS, main_checkout
 from splice.errors import DataError
 from splice.files import md5
 from splice.redact import redact
@@ -27,7 +27,6 @@ COMMIT_PAGE, NOTE = "git.commit.page", "mlflow.note.content"  # tags
 WEB = frozenset({"http", "https"})
 LONGEST_NAME = 60
 LONGEST_DIFF = 10_000_000  # characters
-OUTPUTS = ("dvc.lock",)  # changes when the pipeline runs: no sign of a dirty tree
 
 
 class Commit(NamedTuple):
@@ -60,9 +59,9 @@ def commit(root: Path, code: Sequence[str]) -> Commit:
 def _difference(root: Path, code: Sequence[str]) -> str:
     """The diff from the commit; of the files that git doesn't know yet, those of the code.
 
-    Others may hold what nobody wants on a server. They are added to a copy of git's index.
+    Others may hold what nobody wants on a server. They are added to a copy of git's index. That
+    dvc.lock differs is no sign of a dirty tree: it does when the pipeline runs.
     """
-    everything_else = [f":(exclude){name}" for name in OUTPUTS]
     with TemporaryDirectory() as folder:
         index = Path(folder, "index")
         with suppress(OSError):
@@ -71,7 +70,7 @@ def _difference(root: Path, code: Sequence[str]) -> str:
             _git(root, "add", "--intent-to-add", "--", folder, index=index)
         _git(root, "update-index", "--refresh", index=index)
         # Unlike `git diff`, the same whatever a user's settings are.
-        command = ("diff-index", "--patch", "--binary", "HEAD", "--", ".", *everything_else)
+        command = ("diff-index", "--patch", "--binary", "HEAD", "--", ".", ":(exclude)dvc.lock")
         diff = (_output(root, *command, index=index) or b"").decode("utf-8", "surrogateescape")
     if len(diff) <= LONGEST_DIFF:
         return diff
@@ -102,7 +101,7 @@ def tags(root: Path, at: Commit) -> dict[str, str]:
         **({COMMIT_PAGE: page} if (page := commit_page(_origin(root), at.id)) else {}),
         "mlflow.source.git.commit": at.id,
         "mlflow.source.type": "PROJECT",
-        "mlflow.source.name": root.name,
+        "mlflow.source.name": main_checkout(root).name,
         "mlflow.user": user(),
     }
     if name := experiment():
@@ -177,7 +176,7 @@ def how_to_get(root: Path, at: Commit, paths: Mapping[str, tuple[str, str]]) -> 
     """Markdown for a run's description: commit, experiment, data and model, and how to get each.
 
     A result is committed after its run has begun, so where the commit doesn't hold a hash yet,
-    the command looks for the one that does.
+    the command looks for the one that does. Its origin has neither until they are pushed.
 
     Args:
         root: of the checkout.
@@ -188,9 +187,14 @@ def how_to_get(root: Path, at: Commit, paths: Mapping[str, tuple[str, str]]) -> 
     lock = lock_at(root, "HEAD")
     rows = "\n".join(
         f"- {f'{what}: ' if what != path else ''}`{path}`, DVC hash (MD5) `{md5}`\n\n"
-        f"  `dvc get {origin or '.'} {path} --rev {_revision(at, md5, lock)}`\n"
+        f"  `dvc get . {path} --rev {_revision(at, md5, lock)}`\n"
         for what, (path, md5) in paths.items()
     )
+    push = f"`dvc exp push origin {experiment()}`" if experiment() else "`git push`, `dvc push`"
+    if origin and rows:
+        rows += (
+            f"\nElsewhere, once it is pushed ({push}): the same with `{origin}` instead of `.`.\n"
+        )
     part_of = f", experiment `{experiment()}`" if experiment() else ""
     dirty = " and uncommitted changes (artifact `source/uncommitted.diff.txt`)" if at.diff else ""
     on = "" if at.branch == DETACHED else f" on `{at.branch}`"
@@ -212,15 +216,27 @@ def hash_at(root: Path, revision: str, path: str) -> tuple[str, str] | None:
     return identity, hash_in(lock_at(root, identity), path)
 
 
+def names(root: Path) -> list[str]:
+    """The names of branches, tags and DVC's experiments, each also without what is before a `/`."""
+    refs = (_git(root, "for-each-ref", "--format=%(refname:lstrip=2)") or "").split()
+    return [name for ref in refs for name in (ref, ref.rpartition("/")[2])]
+
+
 def hash_in(lock: str, path: str) -> str:
     """A file's or folder's hash in the text of a dvc.lock; '' if it has none."""
     found = re.search(rf"path: {re.escape(path)}\n(?:\s+hash: md5\n)?\s+md5: ([\w.]+)", lock)
     return found.group(1) if found else ""
 
 
-def lock_at(root: Path, commit: str) -> str:
-    """The text of a commit's dvc.lock; '' if it has none."""
-    return _git(root, "show", f"{commit}:./dvc.lock") or ""
+def lock_at(root: Path, commit: str, path: str = "dvc.lock") -> str:
+    """The text of a commit's dvc.lock, or of that in a folder; '' if it has none."""
+    return _git(root, "show", f"{commit}:./{path}") or ""
+
+
+def lock_files(root: Path) -> list[str]:
+    """Where the pipelines of a project keep what they were made of, from its root."""
+    known = (_git(root, "ls-files", "-z", "--", "*/dvc.yaml") or "").split("\0")
+    return ["dvc.lock", *(name.removesuffix("yaml") + "lock" for name in known if name)]
 
 
 class Locked(NamedTuple):
@@ -299,7 +315,7 @@ def user() -> str:
 
 def _origin(root: Path) -> str:
     """The address of the repository that a checkout is of, without credentials; '' if unknown."""
-    url = _git(root, "remote", "get-url", "origin") or ""
+    url = _git(main_checkout(root), "remote", "get-url", "origin") or ""
     return re.sub(r"(\w+://)[^/@\s]*@", r"\1", url)
 
 

@@ -2,11 +2,12 @@
 
     python tests/harness/kills.py [--count 100] [--seed 1] [--quick]
 
-Every pipeline is a fresh clone of this working tree. `dvc repro` runs in it and is killed after
-a random time: its whole process group, the stage alone, dvc alone, or the sender; mostly by
-SIGKILL. Then it runs again, until a `dvc repro` comes through. Every finished pipeline must have
-the very hashes of one that was never killed, and one run whose curves have no gap and no doubled
-point. Prints the counts; exits 1 if one is wrong.
+Every pipeline is a fresh clone of this working tree. In it runs `dvc repro`, or `splice repro`,
+which does the same in a process of its own, and is killed after a random time: its whole process
+group, the stage alone, dvc alone, or the sender; mostly by SIGKILL. Then it runs again, until one
+comes through. Every finished pipeline must have the very hashes of one that was never killed, and
+one run whose curves have no gap and no doubled point. Prints the counts; stops at the first that
+is wrong, with its last lines, and exits 1.
 """
 
 from __future__ import annotations
@@ -33,17 +34,19 @@ import yaml  # noqa: E402
 
 from conftest import Project, environment, working_tree  # noqa: E402
 from delivered import ONCE, delivered  # noqa: E402
-from splice import outbox, rwlock  # noqa: E402
+from splice import halves, outbox  # noqa: E402
 
 PARAMS = {"train.epochs": 6, "train.threads": 2, "checkpoint.every_steps": 5}
 QUICK_COUNT = 8
 SIGNALS = [signal.SIGKILL] * 8 + [signal.SIGTERM, signal.SIGINT]
 TARGETS = ["group"] * 4 + ["stage"] * 3 + ["dvc"] * 2 + ["sender"]
+COMMANDS = [["dvc", "repro"], ["python", "-m", "splice.cli", "repro"]]
 KILLS_EACH = 10  # of one pipeline, at most
 SHARES = (0.3, 0.3, 0.8)  # of the time an uninterrupted pipeline takes: the longest until a kill
 SOONER, LATER = 0.7, 1.03
 ATTEMPTS = 4
-HALF_LOCKS = "dvc's half locks"
+HUNG_SECONDS = 300  # after which a command that isn't killed was to have ended long ago
+HALVES = "dvc's halves"
 
 
 def hashes(project: Project) -> dict[str, str]:
@@ -68,13 +71,34 @@ def victim(target: str, dvc: subprocess.Popen[bytes], project: Project) -> int |
     return None
 
 
+def ended(dvc: subprocess.Popen[bytes], project: Project) -> bool:
+    """Wait for a dvc that nothing kills any more; whether it came through.
+
+    Raises:
+        SystemExit: it hangs; with what runs, and its last lines.
+    """
+    try:
+        return dvc.wait(HUNG_SECONDS) == 0
+    except subprocess.TimeoutExpired:
+        running = [
+            f"{child.pid} {child.status()} {' '.join(child.cmdline())}"
+            for child in (
+                psutil.Process(dvc.pid),
+                *psutil.Process(dvc.pid).children(recursive=True),
+            )
+        ]
+        os.killpg(dvc.pid, signal.SIGKILL)
+        log = (project.root.parent / "log").read_text()[-6000:]
+        raise SystemExit("\n".join(["dvc repro hangs; what runs:", *running, log])) from None
+
+
 def repro(project: Project, dice: random.Random, longest: float, kills: Counter[str]) -> bool:
-    """One `dvc repro`, killed after a random time; whether it came through before that."""
-    unlocked(project, kills)
+    """One repro, killed after a random time; whether it came through before that."""
+    mend(project, kills)
     with (project.root.parent / "log").open("ab") as log:
         dvc = subprocess.Popen(
-            ["dvc", "repro"], cwd=project.root, env=project.env, stdin=subprocess.DEVNULL,
-            stdout=log, stderr=log, process_group=0,
+            dice.choice(COMMANDS), cwd=project.root, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+            env=project.env | {"PYTHONPATH": str(project.root / "src")}, process_group=0,
         )  # fmt: skip
     with suppress(subprocess.TimeoutExpired):
         dvc.wait(dice.uniform(0.2, longest * dice.choice(SHARES)))
@@ -88,26 +112,21 @@ def repro(project: Project, dice: random.Random, longest: float, kills: Counter[
         with suppress(ProcessLookupError):
             (os.killpg if target == "group" else os.kill)(pid, number)
             kills[f"{target} {number.name}"] += 1
-    if target == "sender" or pid is None:
-        return dvc.wait() == 0
-    with suppress(subprocess.TimeoutExpired):
-        dvc.wait(5)  # a stage that was killed takes its dvc along; one spared by SIGINT goes on
-    return dvc.returncode == 0 if dvc.returncode is not None else dvc.wait() == 0
+    return ended(dvc, project)  # a stage that was killed takes its dvc along; one spared goes on
 
 
 def total(kills: Counter[str]) -> int:
-    return sum(number for kind, number in kills.items() if kind != HALF_LOCKS)
+    return sum(number for kind, number in kills.items() if kind != HALVES)
 
 
-def unlocked(project: Project, kills: Counter[str]) -> None:
-    """As `make repro` does: clear DVC's own lock if the kill left it half-written."""
-    if rwlock.mend(project.root):
-        kills[HALF_LOCKS] += 1
+def mend(project: Project, kills: Counter[str]) -> None:
+    """As `make repro` does: mend what the kill has left half-written of DVC's own."""
+    kills[HALVES] += len(halves.mend(project.root))
 
 
 def finish(project: Project, kills: Counter[str]) -> bool:
     """Run without being killed, until it is through and MLflow knows it."""
-    unlocked(project, kills)
+    mend(project, kills)
 
     def came_through(done: subprocess.CompletedProcess[str]) -> bool:
         with (project.root.parent / "log").open("a") as log:
@@ -173,26 +192,29 @@ def main() -> int:
         expected = hashes(whole)
         print(f"uninterrupted: {longest:.0f} s, {len(expected)} outputs", flush=True)
         verdicts, kills, pipelines = Counter[str](), Counter[str](), 0
-        while total(kills) < count:
+        while total(kills) < count and verdicts["good"] == pipelines:
             pipelines += 1
             project = clean.copy(folder / f"{pipelines}" / "project")
             before = total(kills)
             most = min(count, before + KILLS_EACH)
-            while total(kills) < most:
+            failed = 0  # with no kill since the last one that went on
+            while total(kills) < most and failed < ATTEMPTS:
+                known = total(kills)
                 if repro(project, dice, longest, kills):
                     longest *= SOONER  # the machine is faster than it was
                     break
                 longest *= LATER
+                failed = 0 if total(kills) > known else failed + 1
             finished = finish(project, kills)
             verdict = judge(project, expected, verdicts, finished=finished)
             print(f"pipeline {pipelines}: {total(kills) - before} kills; {verdict}", flush=True)
     print(f"kills           {total(kills)}")
-    half_locks = kills.pop(HALF_LOCKS, 0)
+    half = kills.pop(HALVES, 0)
     for kind, number in sorted(kills.items()):
         print(f"  {kind:15} {number}")
     print(f"pipelines       {pipelines}")
     all_good = report(verdicts, pipelines)
-    print(f"{HALF_LOCKS:15} {half_locks}, cleared by what `splice unlock` does")
+    print(f"{HALVES:15} {half}, mended by what `splice unlock` does")
     print(f"minutes         {(time.monotonic() - began) / 60:.1f}")
     return 0 if all_good else 1
 

@@ -1,5 +1,6 @@
 """From a run to commit, experiment, data and model file, and from each of them to the run."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ from mlflow.entities import Run
 
 from conftest import Project
 from delivered import commands
+from foreign import Foreign
 from splice import outbox, provenance
 from splice.config import Config
 from splice.files import md5
@@ -42,6 +44,33 @@ def test_a_run_names_commit_branch_data_and_model_and_each_quoted_command_brings
         target = tmp_path / Path(path).name
         finished.run("sh", "-c", f"{quoted[path]} --out {target}")
         assert md5(target) == md5(finished.root / path)
+
+
+def test_an_experiment_is_brought_from_its_checkout_and_once_pushed_from_its_origin(
+    foreign: Foreign, tmp_path: Path
+) -> None:
+    origin, remote, elsewhere = (tmp_path / name for name in ("origin.git", "remote", "elsewhere"))
+    elsewhere.mkdir()
+    foreign.dvc("remote", "add", "--default", "there", str(remote))
+    foreign.commit("A remote")
+    foreign.git("clone", "--quiet", "--bare", ".", str(origin))
+    foreign.git("remote", "add", "origin", origin.as_uri())
+    foreign.dvc("exp", "run", "--queue", "--name", "new", "-S", "fit.seed=12")
+    foreign.dvc("exp", "run", "--run-all")
+    foreign.splice("sync", "--wait", "60")
+
+    (run,) = (run for run in foreign.runs() if run.info.run_name == "new")
+    (command,) = (line for path, line in commands(run).items() if path == "model/plane.npz")
+    foreign.run("sh", "-c", f"{command} --out {elsewhere / 'here'}")
+    there = command.replace("dvc get . ", f"dvc get {origin.as_uri()} ")
+    note = run.data.tags["mlflow.note.content"]
+    assert f"(`dvc exp push origin new`): the same with `{origin.as_uri()}` instead of `.`" in note
+    away = replace(foreign, root=elsewhere)
+    assert "unknown Git revision 'new'" in away.run("sh", "-c", there, check=False).stdout
+    foreign.dvc("exp", "push", "origin", "new")
+    away.run("sh", "-c", there)
+    for file in ("here", "plane.npz"):
+        assert md5(elsewhere / file) == run.data.tags["dvc.model"]
 
 
 def test_find_leads_from_a_file_a_hash_and_any_commit_to_the_run(finished: Project) -> None:
