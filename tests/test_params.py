@@ -128,6 +128,13 @@ def test_an_unknown_key_is_named_beside_the_nearest_one_or_all() -> None:
         parse(changed("train.qqq", 3), HERE)
 
 
+def test_a_word_that_is_not_allowed_is_answered_by_the_nearest_that_is() -> None:
+    with pytest.raises(ParameterError, match=r"allowed: .*constant; did you mean one-cycle\?$"):
+        parse(changed("train.schedule", "onecycle"), HERE)
+    with pytest.raises(ParameterError, match=r"one of adamw, lion, muon, nesterov, sgd$"):
+        parse(changed("train.optimizer", "zzz"), HERE)
+
+
 def test_a_key_that_is_no_text_is_named() -> None:
     with pytest.raises(ParameterError, match=r"train\.1 in params\.yaml is not a parameter"):
         parse(GOOD | {"train": {1: 2}}, HERE)

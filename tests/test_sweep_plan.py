@@ -68,6 +68,14 @@ def test_what_is_wrong_is_named_in_a_line(tmp_path: Path, text: str, words: str)
     assert "\n" not in str(caught.value)
 
 
+def test_a_file_that_is_not_there_is_answered_by_the_nearest_or_by_those_of_sweeps() -> None:
+    sweeps = ROOT / "sweeps"
+    with pytest.raises(ParameterError, match=f"lrr.yaml; did you mean {sweeps}/lr.yaml"):
+        Plan.read(sweeps / "lrr.yaml", ROOT)
+    with pytest.raises(ParameterError, match=r"there is no lr; sweeps/ has lr\.yaml"):
+        Plan.read(Path("lr"), ROOT)
+
+
 def test_what_is_tried_is_what_params_yaml_can_hold(tmp_path: Path) -> None:
     plan = planned(
         tmp_path,

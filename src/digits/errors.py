@@ -1,16 +1,16 @@
 """The one family of exceptions for what a user can cause and cure."""
 
-from splice.errors import EXIT_INTERRUPTED, DataError, ParameterError, Stopped, UserError
+from splice.errors import DataError, ParameterError, Stopped, UserError, did_you_mean
 
 __all__ = [
     "DataError",
     "DeviceError",
     "DivergedError",
     "DownloadError",
-    "InterruptedSweep",
     "ParameterError",
     "Stopped",
     "UserError",
+    "did_you_mean",
 ]
 
 
@@ -19,13 +19,7 @@ class DownloadError(UserError):
 
 
 class DeviceError(UserError):
-    """The device that was asked for is not there, or its memory is too small."""
-
-
-class InterruptedSweep(UserError):
-    """A sweep was interrupted: it can go on."""
-
-    exit_code = EXIT_INTERRUPTED
+    """The device that was asked for is not there, or not for each process."""
 
 
 class DivergedError(UserError):

@@ -4,17 +4,15 @@ Those that git knows are read through DVC, which has them without a store. If on
 alone, all are read there, so that a row never mixes two meanings of a name.
 """
 
-import difflib
 import json
 import re
-import subprocess
-import sys
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from splice import provenance
+from splice.command_line import console
 from splice.config import Config
-from splice.errors import UserError
+from splice.errors import UserError, did_you_mean
 from splice.files import md5
 from splice.store import reached
 
@@ -26,7 +24,6 @@ if TYPE_CHECKING:
 WORKSPACE = "workspace"  # DVC's word for what lies in the project's files
 SYSTEM = "system."  # metrics of the machine, not of the result
 BEST, MISSING, SAME = "*", "-", "="
-ANY_WIDTH = 10_000  # of what isn't a terminal
 
 
 class Result(NamedTuple):
@@ -60,8 +57,11 @@ def read(config: Config, names: Sequence[str]) -> list[Result]:
         UserError: one names nothing, or more than one run; or MLflow fails.
     """
     known = in_git(config, names)
-    if len(known) == len({*names}):
+    others = [name for name in names if name not in known]
+    if not others:
         return [from_dvc(config, name, known[name][0]) for name in names]
+    if not config.has_store:
+        raise _nothing_named(others[0], provenance.names(config.root))
     with reached(config) as store:
         return [from_mlflow(config, store, name, known.get(name, (None, ""))[1]) for name in names]
 
@@ -110,10 +110,7 @@ def from_mlflow(config: Config, store: "Store", name: str, model: str) -> Result
     if not runs and model:
         raise UserError(f"MLflow has no run of {name}; `splice sync` in a checkout of it makes one")
     if not runs:
-        known = [WORKSPACE, *_names_in_git(config), *store.names()]
-        close = difflib.get_close_matches(name, known, n=1)
-        cure = f"did you mean {close[0]}?" if close else "`git log` and `splice ui` show what is"
-        raise UserError(f"{name} is no commit, branch, experiment or run; {cure}")
+        raise _nothing_named(name, [*provenance.names(config.root), *store.names()])
     (run,) = runs
     metrics = {key.replace("/", "."): value for key, value in run.data.metrics.items()}
     return Result(
@@ -123,15 +120,19 @@ def from_mlflow(config: Config, store: "Store", name: str, model: str) -> Result
     )
 
 
+def _nothing_named(name: str, known: Sequence[str]) -> UserError:
+    there = "`git log` and `splice ui` show what there is"
+    cure = did_you_mean(name, [WORKSPACE, *known], there)
+    return UserError(f"{name} is no commit, branch, experiment or run; {cure}")
+
+
 def show(config: Config, results: Sequence[Result]) -> None:
-    """Print the table: as wide as the terminal, or as it needs where there is none.
+    """Print the table.
 
     Raises:
         UserError: as `rows`.
     """
-    from rich.console import Console
-
-    Console(width=None if sys.stdout.isatty() else ANY_WIDTH).print(_table(config, results))
+    console().print(_table(config, results))
     for result in results:
         if not result.metrics:
             print(f"{result.name}: its numbers are not here; `dvc fetch` brings what was pushed")
@@ -231,15 +232,3 @@ def _text(value: Any) -> str:
         case float():
             return f"{value:.6g}"
     return json.dumps(value)
-
-
-def _names_in_git(config: Config) -> list[str]:
-    """Branches, tags and DVC's experiments."""
-    listed = subprocess.run(
-        ["git", "for-each-ref", "--format=%(refname:lstrip=2)"],
-        cwd=config.root,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return [name for ref in listed.stdout.split() for name in (ref, ref.rpartition("/")[2])]

@@ -1,8 +1,9 @@
 """What can go wrong: what a user can cure, shown as one line; and what a store answers."""
 
+import difflib
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from types import FrameType
 
 EXIT_INTERRUPTED = 130
@@ -37,6 +38,12 @@ class Rejected(Exception):
 
 class Unreachable(Exception):
     """The store can't be reached or is not well: try again later."""
+
+
+def did_you_mean(typed: str, known: Iterable[str], otherwise: str = "") -> str:
+    """A question after the name nearest to what was typed, or else another cure."""
+    nearest = difflib.get_close_matches(typed, list(known), n=1)
+    return f"did you mean {nearest[0]}?" if nearest else otherwise
 
 
 def to_stderr(name: str, said: str) -> None:

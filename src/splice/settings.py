@@ -3,7 +3,6 @@
 What is allowed is declared once, as a dataclass of pydantic's with types and limits.
 """
 
-import difflib
 import re
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -12,7 +11,7 @@ import yaml
 from pydantic import ConfigDict, Field, StrictStr, TypeAdapter
 from pydantic_core import ErrorDetails, ValidationError
 
-from splice.errors import ParameterError
+from splice.errors import ParameterError, did_you_mean
 
 CHECKED = ConfigDict(extra="forbid", allow_inf_nan=False, regex_engine="python-re")
 Name = Annotated[
@@ -77,7 +76,7 @@ _Loader.add_implicit_resolver(
 
 def _complaint(kind: type[Any], error: ErrorDetails, where: object, prefix: str) -> str:
     *owners, name = error["loc"] or ("",)
-    key = prefix + ".".join(map(_shown_key, error["loc"]))
+    key = prefix + ".".join(f"{part!s:.80}" for part in error["loc"])
     for owner in owners:
         kind = kind.__annotations__[str(owner)]
     known = TypeAdapter(kind).json_schema().get("properties", {})
@@ -85,11 +84,13 @@ def _complaint(kind: type[Any], error: ErrorDetails, where: object, prefix: str)
         case "missing":
             return f"{key} is missing from {where}; add it"
         case "unexpected_keyword_argument" | "invalid_key":
-            close = difflib.get_close_matches(str(name), known, n=1)
-            cure = f"did you mean {close[0]}?" if close else f"known here: {', '.join(known)}"
+            cure = did_you_mean(str(name), known, f"known here: {', '.join(known)}")
             return f"{key} in {where} is not a parameter; {cure}"
-        case _ if allowed := _allowed(known.get(str(name), {})):
-            return f"{key} in {where} is {_shown(error['input'])}; allowed: {allowed}"
+        case _ if allowed := _allowed(schema := known.get(str(name), {})):
+            said = f"{key} in {where} is {_shown(error['input'])}; allowed: {allowed}"
+            typed = error["input"] if isinstance(error["input"], str) else ""
+            nearest = did_you_mean(typed, map(str, schema.get("enum", ())))
+            return f"{said}; {nearest}" if nearest else said
     place = f"{key} in {where}" if key else f"{where}"
     return f"{place} must be a mapping of names to values, not {_shown(error['input'])}"
 
@@ -119,10 +120,6 @@ def _allowed(schema: dict[str, Any]) -> str:
             ]
             return " and ".join([_KINDS[kind], *limits])
     return ""
-
-
-def _shown_key(value: Any) -> str:
-    return f"{value!s:.80}"
 
 
 def _shown(value: Any) -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from splice.checkout import cache_folder, kept
 from splice.config import Config
-from splice.errors import UserError
+from splice.errors import Unreachable, UserError, did_you_mean
 from splice.files import md5
 from splice.redact import redact
 
@@ -39,13 +39,21 @@ class Logged(NamedTuple):
 
 
 @contextmanager
-def reached(config: Config) -> Iterator["Store"]:
+def reached(config: Config, *, make: bool = False) -> Iterator["Store"]:
     """The project's store, whose failures are said in one line.
 
+    Args:
+        config: of the project.
+        make: the sqlite file, if it isn't there; else there is nothing to read.
+
     Raises:
-        UserError: it can't be reached, or refuses what is done with it.
+        UserError: it isn't there, can't be reached, or refuses what is done with it.
     """
-    from splice.errors import Unreachable
+    if not (make or config.has_store):
+        raise UserError(
+            f"there is no run yet, for {config.store_file} is not here; `dvc repro` makes it, or "
+            "`splice sync` of results that are here"
+        )
     from splice.mlflow_store import FAILURES, as_failure, connect
 
     try:
@@ -78,7 +86,7 @@ def named(config: Config, store: "Store", what: str) -> Model:
         alias = "" if what.isdecimal() else f"{what}, "
         said = f"{alias}version {version.version} of {name}, run {version.run_id}"
         hash_ = version.tags[MODEL]
-        return Model(hash_, said, version.source, _file(config, hash_))
+        return Model(hash_, said, version.source, file_of(config, hash_))
     if what in (CHAMPION, CHALLENGER):
         cure = "`splice promote` makes one" if what == CHAMPION else "`splice sync` makes one"
         raise UserError(f"{name} has no {what}; {cure}")
@@ -92,16 +100,16 @@ def named(config: Config, store: "Store", what: str) -> Model:
         model_id, hash_ = store.model_id(run.info.run_id), run.data.tags[MODEL]
         address = model_id and f"models:/{model_id}"
         said = f"run {run.info.run_id} ({run.info.run_name})"
-        return Model(hash_, said, address, _file(config, hash_))
-    if file := _file(config, what):
+        return Model(hash_, said, address, file_of(config, hash_))
+    if file := file_of(config, what):
         return Model(what, f"model {what}", None, file)
-    raise UserError(
-        f"{what} is no alias or version of {name}, no run and no model's hash; `splice ui` shows "
-        "what there is"
-    )
+    known = [CHAMPION, CHALLENGER, *store.names()]
+    cure = did_you_mean(what, known, "`splice ui` shows what there is")
+    raise UserError(f"{what} is no alias or version of {name}, no run and no model's hash; {cure}")
 
 
-def _file(config: Config, hash_: str) -> Path | None:
+def file_of(config: Config, hash_: str) -> Path | None:
+    """A model file of this hash (MD5): the project's own, or that in DVC's cache, if it is here."""
     own = config.root / config.model
     if own.is_file() and md5(own) == hash_:
         return own

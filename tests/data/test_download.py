@@ -7,6 +7,7 @@ import hashlib
 import ipaddress
 import json
 import os
+import re
 import shutil
 import socket
 import socketserver
@@ -593,8 +594,11 @@ def test_a_new_data_set_is_one_entry(
 
 
 def test_an_unknown_data_set_is_refused_with_the_names_of_the_known(project: Path) -> None:
-    with pytest.raises(ParameterError, match=r"download\.dataset in .* is 'mnits'; .* mnist, fash"):
+    with pytest.raises(ParameterError) as refused:
         brought(project, "mnits")
+    said = str(refused.value)
+    assert re.search(r"download\.dataset in .* is 'mnits'; .* mnist, fash", said)
+    assert said.endswith("; did you mean mnist?")
 
 
 def test_mnist_alone_falls_back_on_the_packaged_digits(

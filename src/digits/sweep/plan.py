@@ -1,6 +1,5 @@
 """A file of sweeps/ as typed values: what is searched, how, and where the best goes."""
 
-import difflib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -13,7 +12,7 @@ from pydantic import Field, StrictBool, StrictFloat, StrictInt, StrictStr, TypeA
 from pydantic.dataclasses import dataclass
 from ruamel.yaml import YAML
 
-from digits.errors import ParameterError
+from digits.errors import ParameterError, did_you_mean
 from digits.params import Params, Seed, laid_over, load
 from digits.paths import Paths, State
 from splice.config import sqlite_uri
@@ -91,10 +90,16 @@ class Plan:
             workers: instead of those in the file.
 
         Raises:
-            ParameterError: as `params.load`; a name in the space is no parameter that decides a
-                training, or a value in it isn't one that the parameter may have.
+            ParameterError: there is no such file; as `params.load`; a name in the space is no
+                parameter that decides a training, or a value in it isn't one that the parameter
+                may have.
         """
         params = load(Paths(root).params)
+        if not file.exists():
+            beside = map(str, sorted(file.parent.glob("*.yaml")))
+            there = ", ".join(path.name for path in sorted((root / "sweeps").glob("*.yaml")))
+            cure = did_you_mean(str(file), beside, f"sweeps/ has {there}")
+            raise ParameterError(f"there is no {file}; {cure}")
         document = read_yaml(file)
         objective = document.get("objective") if isinstance(document, dict) else None
         if str(objective).startswith("test"):
@@ -133,11 +138,6 @@ class Plan:
         """The address of Optuna's database."""
         default = sqlite_uri(state.sweeps / "optuna.db")
         return os.environ.get(STORAGE_VARIABLE) or self.search.storage or default
-
-    @property
-    def is_maximized(self) -> bool:
-        """Whether more is better."""
-        return self.search.objective == "validation/accuracy"
 
     def suggest(self, trial: "Trial") -> dict[str, Any]:
         """The parameters that Optuna chooses for a trial."""
@@ -186,8 +186,7 @@ def write(values: Mapping[str, Any], path: Path) -> None:
 def _checked(name: str, given: Any, params: Params, file: Path) -> Range | Sequence[Any]:
     known = params.of_weights()
     if name not in known:
-        close = difflib.get_close_matches(name, known, n=1)
-        cure = f"did you mean {close[0]}?" if close else "docs/reference.md has them all"
+        cure = did_you_mean(name, known, "docs/reference.md has them all")
         raise ParameterError(f"space.{name} in {file} is no parameter of a training; {cure}")
     if isinstance(given, list):
         tried = given
