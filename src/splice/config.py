@@ -92,6 +92,7 @@ class Config:
         results: one that gives the Evaluation which lies in the project's files.
         measure: one that gives the Evaluation of a registered model.
         columns: the metrics that are shown first; none: that of `registry`.
+        charts: metrics whose curves MLflow's pages lay over each other, chart by chart.
         class_metrics: how the names of those metrics begin that no class may lose.
         higher_is_better: the last words of the names of such metrics.
         lower_is_better: the same.
@@ -112,6 +113,7 @@ class Config:
     results: StrictStr = ""
     measure: StrictStr = ""
     columns: tuple[StrictStr, ...] = ()
+    charts: tuple[tuple[StrictStr, ...], ...] = ()
     class_metrics: StrictStr = ""
     higher_is_better: tuple[StrictStr, ...] = ("accuracy", "f1", "precision", "recall", "score")
     lower_is_better: tuple[StrictStr, ...] = ("error", "errors", "loss")
@@ -210,6 +212,11 @@ class Config:
         kind, _, path = self.store.partition(":///")
         name = unquote(path.partition("?")[0])
         return self.home / name if kind.startswith("sqlite") and name else None
+
+    @property
+    def has_store(self) -> bool:
+        """Whether there may be runs: on a server, or in an sqlite file that is there."""
+        return self.store_file is None or self.store_file.exists()
 
     def evaluated_with(self) -> dict[str, Any]:
         """The values of `test_params`.

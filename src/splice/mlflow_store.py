@@ -81,6 +81,7 @@ BY_CLASS = "class_metrics.json"  # artifact: MLflow's pages would draw a chart o
 
 METRICS_A_CALL, PARAMS_A_CALL = 1000, 100
 SHARED_VIEW, VIEW = "mlflow.sharedViewState.", "splice"
+FIRST_COLUMNS = ("attributes.`Run Name`", "runDateAndNestInfo")  # as MLflow's table calls them
 COMPARED_RUNS, COMPARED_PARAMS = 200, 6
 SEARCHED_VERSIONS = 1000
 CONNECTIONS_TRIED = 3
@@ -194,8 +195,14 @@ class Store:
         """The names of the active runs of all experiments."""
         return [str(run.info.run_name) for run in self._runs("")]
 
-    def view(self, name: str, metrics: Sequence[str]) -> str:
+    def view(self, name: str, metrics: Sequence[str], charts: Sequence[Sequence[str]] = ()) -> str:
         """Save a view of an experiment's runs: metrics, and the parameters that differ.
+
+        Args:
+            name: of the experiment.
+            metrics: the columns that come first.
+            charts: the metrics whose curves lie over each other, chart by chart, before MLflow's
+                own charts of one metric each.
 
         Returns:
             Where it is below the address of MLflow's pages. The form of such a view is MLflow's
@@ -207,13 +214,22 @@ class Store:
             for key, value in run.data.params.items():
                 values.setdefault(key, set()).add(value)
         differing = [key for key in sorted(values) if len(values[key]) > 1][:COMPARED_PARAMS]
-        columns = [f"metrics.`{key}`" for key in metrics]
-        columns += [f"params.`{key}`" for key in differing]
+        widths = {f"metrics.`{key}`": _width(key) for key in metrics}
+        widths |= {f"params.`{key}`": _width(key) for key in differing}
         state = {
-            "selectedColumns": columns,
+            "selectedColumns": [*widths],
+            "columnOrder": [*FIRST_COLUMNS, *widths],
+            "columnWidths": widths,
             "orderByKey": "attributes.start_time",
             "orderByAsc": False,
         }
+        if charts:
+            section = {"uuid": VIEW, "name": "Curves", "display": True, "columns": 2}
+            state |= {
+                "compareRunSections": [section],
+                "isAccordionReordered": True,  # the sections that MLflow adds come after it
+                "compareRunCharts": [_overlaid(each) for each in charts],
+            }
         self.client.set_experiment_tag(identity, SHARED_VIEW + VIEW, json.dumps(state))
         return (
             f"/#/experiments/{identity}/runs?workflowType=machine_learning&viewStateShareKey={VIEW}"
@@ -626,10 +642,6 @@ class Store:
 
     # Registry.
 
-    def version_of(self, name: str, md5: str) -> ModelVersion | None:
-        """The registered version that is this model file."""
-        return next(iter(self._versions(name, f" and tags.`{MODEL}` = '{md5}'")), None)
-
     def versions(self, name: str) -> list[ModelVersion]:
         """The registered versions that are model files of a DVC project, one each, by number."""
         found: dict[str, ModelVersion] = {}
@@ -856,6 +868,26 @@ def _short(error: BaseException) -> str:
     for noise in (". Response body", " [SQL:", " (Background on this error"):
         text = text.partition(noise)[0]
     return text or type(error).__name__
+
+
+def _width(header: str) -> int:
+    """Pixels in which a column's header isn't cut."""
+    return max(100, 50 + 8 * len(header))
+
+
+def _overlaid(metrics: Sequence[str]) -> dict[str, Any]:
+    """A chart of several curves, as MLflow's pages keep one."""
+    return {
+        "type": "LINE",
+        "uuid": " ".join([VIEW, *metrics]),
+        "metricSectionId": VIEW,
+        "selectedMetricKeys": metrics,
+        "xAxisKey": "step",
+        "xAxisScaleType": "linear",
+        "scaleType": "linear",
+        "useGlobalXaxisKey": True,
+        "useGlobalLineSmoothing": True,
+    }
 
 
 def _schema(arrays: Mapping[str, tuple[str, Sequence[int]]]) -> dict[str, Any]:

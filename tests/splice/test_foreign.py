@@ -17,7 +17,7 @@ from mlflow.entities import Run
 from mlflow.utils.validation import MAX_ENTITY_KEY_LENGTH, _validate_metric_name
 
 from conftest import HERE, Project, Team
-from delivered import experiments
+from delivered import experiments, version
 from foreign import Foreign
 from servers import FaultyProxy
 from splice import outbox
@@ -211,6 +211,7 @@ def test_four_queued_experiments_and_two_workers_make_four_runs_of_their_names_a
     for name, run in runs.items():
         assert run.info.status == "FINISHED"
         assert run.data.tags["dvc.experiment"] == name
+        assert run.data.tags["mlflow.source.name"] == foreign.root.name
         for key, value in made[name]["fit"].items():
             assert run.data.params[key] == str(value)
         assert run.data.params["seed"] == str(names[name])
@@ -288,23 +289,25 @@ def test_the_view_of_the_runs_shows_the_metric_and_the_parameters_that_differ(
     foreign.dvc("repro")
     foreign.splice("sync", "--wait", "60")
     store = foreign.store()
-    path = store.view("solar", ["error"])
+    path = store.view("solar", ["error"], [["loss", "error"]])
     (experiment,) = store.client.search_experiments(filter_string="name = 'solar'")
     assert f"/experiments/{experiment.experiment_id}/runs" in path
     state = json.loads(experiment.tags["mlflow.sharedViewState.splice"])
     assert state["selectedColumns"] == ["metrics.`error`", "params.`seed`"]
+    assert [chart["selectedMetricKeys"] for chart in state["compareRunCharts"]] == [
+        ["loss", "error"]
+    ]
 
-    version = store.version_of("solar-plane", md5(foreign.model))
-    assert version is not None
+    registered = version(foreign, "solar-plane")
     assert f"error {foreign.error():g}. Commit `{foreign.git('rev-parse', 'HEAD')}`" in str(
-        version.description
+        registered.description
     )
     run = store.run_of_model(md5(foreign.model))
     assert run is not None
     logged = store.client.get_logged_model(str(store.model_id(run.info.run_id)))
     assert logged.name == "solar-plane"
     assert json.loads(logged.tags["mlflow.modelVersions"]) == [
-        {"name": "solar-plane", "version": str(version.version)}
+        {"name": "solar-plane", "version": str(registered.version)}
     ]
 
 

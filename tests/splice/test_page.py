@@ -1,4 +1,4 @@
-"""docs/splice.md says what is true: its example runs, its tables have every key and command."""
+"""The pages say what is true: the example runs, tables have every key and every command."""
 
 import re
 import shlex
@@ -77,9 +77,15 @@ def test_the_page_has_every_setting_and_its_default(tmp_path: Path) -> None:
     assert "| `registry.threshold` | none |" in PAGE
 
 
-def test_the_page_has_every_command() -> None:
-    for name in cli.EXAMPLES:
-        assert f"`splice {name}" in PAGE
+@pytest.mark.parametrize(
+    ("page", "programs"), [("splice", [cli]), ("reference", [cli, digits.cli])]
+)
+def test_the_table_of_a_page_has_every_command(page: str, programs: list[ModuleType]) -> None:
+    text = (HERE / "docs" / f"{page}.md").read_text(encoding="utf-8")
+    table = "".join(re.findall(r"^\| (.*?) \|", text.partition("## Commands")[2], re.M))
+    for program in programs:
+        for name in program.EXAMPLES:
+            assert f"`{program._parser().prog} {name}" in table
 
 
 @pytest.mark.parametrize("command", [cli, digits.cli], ids=["splice", "digits"])
@@ -97,15 +103,45 @@ def test_every_command_has_an_example_that_it_takes_and_help_on_all_that_it_take
 
 
 @pytest.mark.parametrize(
-    ("command", "typed", "meant"), [(cli, "stats", "status"), (digits.cli, "predct", "predict")]
+    ("command", "typed", "said"),
+    [
+        (cli, "stats", "splice: error: there is no stats; did you mean status?"),
+        (digits.cli, "predct", "digits: error: there is no predct; did you mean predict?"),
+        (digits.cli, "compare main", "digits: error: there is no compare; it is `splice compare`"),
+        (cli, "predict a.png", "splice: error: there is no predict; it is `digits predict`"),
+        (cli, "xyz", "splice: error: argument COMMAND: invalid choice: 'xyz'"),
+        (
+            cli,
+            "sync --histroy",
+            "splice sync: error: there is no --histroy; did you mean --history",
+        ),
+        (
+            digits.cli,
+            "predict --form=champion a.png",
+            "digits predict: error: there is no --form; did you mean --from?",
+        ),
+        (cli, "sync mian", "splice sync: error: unrecognized arguments: mian"),
+    ],
 )
-def test_a_mistyped_command_is_answered_by_the_nearest(
-    command: ModuleType, typed: str, meant: str, capsys: pytest.CaptureFixture[str]
+def test_what_is_mistyped_is_answered_by_what_is_nearest_under_the_usage_of_its_command(
+    command: ModuleType, typed: str, said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as ended:
-        command._parser().parse_args([typed])
+        command._parser().parse_args(typed.split())
     assert ended.value.code == 2
-    assert f"there is no {typed}; did you mean {meant}?" in capsys.readouterr().err
+    usage, *_, last = capsys.readouterr().err.splitlines()
+    assert last.startswith(said)
+    assert usage.startswith(f"usage: {said.partition(':')[0]} ")
+
+
+@pytest.mark.parametrize("command", [cli, digits.cli], ids=["splice", "digits"])
+def test_without_a_command_there_is_help_and_an_exit_code_of_misuse(
+    command: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        command._parser().parse_args([])
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == command._parser().format_help()
 
 
 def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
