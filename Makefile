@@ -17,7 +17,7 @@ EMPTY := : > $(MARK) && find .venv -mindepth 1 -maxdepth 1 ! -path $(MARK) -exec
 MADE_ELSEWHERE := $(shell [ "$$(cat $(MARK) 2>/dev/null)" = "$$(pwd -P)" ] || echo made-elsewhere)
 
 .PHONY: help setup repro recipe original sync test check format lock ui serve draw docs screenshots diagrams
-.PHONY: bench kills outages races workers crowd long sweep experiments report fuzz rename clean made-elsewhere
+.PHONY: bench kills outages races workers crowd long gpu sweep experiments report fuzz rename clean made-elsewhere
 
 help:                       ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 12
@@ -44,10 +44,9 @@ setup: .venv/.done .venv/vega.js  ## make .venv from the lock
 
 repro: setup                ## run what is not up to date, and deliver the results to MLflow
 	$(BIN)/python -m digits.cli check
-	$(BIN)/python -m splice.cli unlock
-	$(BIN)/python -m dvc repro
+	$(BIN)/python -m splice.cli repro
 	@$(BIN)/python -m splice.cli sync; status=$$?; $(BIN)/python -m splice.cli compare; \
-	  $(BIN)/python -m digits.cli data; exit $$status
+	  $(BIN)/python -m digits.cli next; exit $$status
 
 recipe: setup               ## a recipe as an experiment of its own: make recipe NAME=fast
 	$(BIN)/python -m digits.cli recipe "$(NAME)"
@@ -73,6 +72,9 @@ test: setup                 ## the tests, but for those that take long
 
 long: setup                 ## the tests that take long
 	$(BIN)/python -m pytest -n 3 --dist loadfile -m 'long and not gpu'
+
+gpu: setup                  ## the tests that need a GPU by NVIDIA; one after the other
+	$(BIN)/python -m pytest -m gpu
 
 check: setup                ## lint, format and types
 	$(BIN)/ruff check .
@@ -134,6 +136,8 @@ rename:                     ## another name for package and command: make rename
 	@[ ! -e .digits ] || { echo "results may be waiting in .digits: call make sync, then remove it" >&2; exit 1; }
 	git mv src/digits "src/$(NAME)"
 	git grep -lzIw digits | xargs -0 perl -pi -e 's/(?<![-\w])(?<!real )(?<!ten )(?<!packaged )(?<!random )(?<!training )(?<!string\.)(?<!emnist\(")digits\b(?!,)/$(NAME)/g'
+	@if command -v ruff >/dev/null; then ruff check --quiet --select I --fix . && ruff format --quiet .; \
+	else echo "next: make format, for imports and lines stand by the new name"; fi
 
 clean:                      ## remove what set-up made; data, models and runs stay
 	@if $(IS_OURS); then $(EMPTY) && rm -rf .venv; \

@@ -7,14 +7,16 @@ environment that runs these tests behind the new one, so nothing is downloaded.
 import base64
 import hashlib
 import os
+import re
 import shutil
+import subprocess
 import sys
 import zipfile
 from pathlib import Path
 
 import pytest
 
-from conftest import Project
+from conftest import HERE, Project
 from splice.files import write_json
 
 PIPELINE = """
@@ -97,6 +99,17 @@ def contents(folder: Path, but: Path) -> dict[str, bytes | None]:
     return found
 
 
+def test_make_alone_lists_what_can_be_made() -> None:
+    text = (HERE / "Makefile").read_text(encoding="utf-8")
+    told = re.findall(r"^([a-z]+):.*##", text, re.MULTILINE)
+    listed = subprocess.run(
+        ["make", "--no-print-directory"], cwd=HERE, capture_output=True, text=True, check=True
+    ).stdout
+    assert [line.split()[0] for line in listed.splitlines()] == told
+    phony = " ".join(re.findall(r"^\.PHONY: (.*)", text, re.MULTILINE)).split()
+    assert sorted(phony) == sorted({*told, "original", "made-elsewhere"})
+
+
 @pytest.mark.parametrize("path", ["keep copy", '#;&*%41\'s "$HOME" ü /-x '])
 def test_setup_repro_test_and_clean_leave_the_neighbours_as_they_were(
     tmp_path: Path, light: Project, path: str
@@ -113,7 +126,7 @@ def test_setup_repro_test_and_clean_leave_the_neighbours_as_they_were(
         assert (project.root / ".venv" / "bin" / "python").exists()
         if target == "repro":
             *_, last = said.splitlines()
-            assert last.startswith("digits data: all this is of mnist-5k, taken when mnist could")
+            assert last.startswith("digits next: all this is of mnist-5k, taken when mnist could")
     assert "1 passed" in said
     environment = (project.root / "where.txt").read_text()
     assert environment == f"{project.root / '.venv'}\n"  # the stage's python is the project's own
@@ -122,7 +135,7 @@ def test_setup_repro_test_and_clean_leave_the_neighbours_as_they_were(
     refused = project.run("make", "repro", check=False)
     assert refused.returncode != 0
     assert "digits check: train.epochs in " in refused.stdout
-    assert "dvc repro" not in refused.stdout
+    assert "Running stage" not in refused.stdout
     project.git("checkout", "params.yaml")
 
     project.run("make", "clean")

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import splice.errors
-from digits.errors import DataError, ParameterError, UserError
+from digits.errors import DataError, ParameterError, UserError, did_you_mean
 from digits.paths import ROOT, Paths
-from splice.command_line import Parser, commands_of
+from splice.command_line import Parser, commands_of, counted
 
 EXAMPLES = {  # the arguments of one for each command's help
     "predict": "seven.png scan.jpg",
@@ -18,11 +18,13 @@ EXAMPLES = {  # the arguments of one for each command's help
     "draw": "--port 7860",
     "export": "--onnx digits.onnx",
     "check": "",
-    "data": "",
+    "next": "",
     "recipe": "fast",
     "sweep": "sweeps/lr.yaml",
     "report": "main my-experiment --out comparison.html",
 }
+
+BLANK = "nothing on it"
 
 if TYPE_CHECKING:
     from digits.predict import Guess
@@ -37,7 +39,7 @@ def main() -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(prog="digits", description="Uses and makes the model.")
     add = commands_of(parser, EXAMPLES)
-    predict = add("predict", help="what the model takes pictures for")
+    predict = add("predict", _predict, help="what the model takes pictures for")
     predict.add_argument(
         "pictures", nargs="+", type=Path, metavar="PICTURE", help="files, and folders of them"
     )
@@ -52,8 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     form = predict.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="a line of JSON for each picture")
     form.add_argument("--csv", action="store_true", help="a row for each thing found on a picture")
-    predict.set_defaults(run=_predict)
-    serve = add("serve", help="answer over HTTP, by MLflow's server")
+    serve = add("serve", _serve, help="answer over HTTP, by MLflow's server")
     _add_from(serve, "which model; by default the champion, else the challenger, else models/'s")
     serve.add_argument(
         "--host", default="127.0.0.1", help="to listen on; 127.0.0.1: this machine's"
@@ -61,8 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument(
         "--port", type=int, default=5001, help="5001, if none is given; 0: a free one"
     )
-    serve.set_defaults(run=_serve)
-    export = add("export", help="the model as a file for other programs")
+    export = add("export", _export, help="the model as a file for other programs")
     export.add_argument(
         "--onnx",
         nargs="?",
@@ -72,26 +72,24 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="in ONNX's format, to that file, or beside models/'s",
     )
-    export.set_defaults(run=_export)
-    draw = add("draw", help="serve a page to draw on, which says what the model takes it for")
+    draw = add(
+        "draw", _draw, help="serve a page to draw on, which says what the model takes it for"
+    )
     _add_from(draw, "which model; by default that of models/", str(Paths(ROOT).model))
     draw.add_argument("--port", type=int, default=0, help="on 127.0.0.1; by default a free one")
-    draw.set_defaults(run=_draw)
-    check = add("check", help="whether params.yaml says what it may")
-    check.set_defaults(run=_check)
-    data = add("data", help="of which data set the results are, if not as asked")
-    data.set_defaults(run=_data)
-    recipe = add("recipe", help="run the pipeline as one of recipes/ says")
+    add("check", _check, help="whether params.yaml says what it may")
+    add("next", _next, help="where to look next, and of which data set all is, if not as asked")
+    recipe = add("recipe", _recipe, help="run the pipeline as one of recipes/ says")
     recipe.add_argument("name", metavar="NAME", help="of a file in recipes/")
-    recipe.set_defaults(run=_recipe)
-    sweep = add("sweep", help="search parameters by Optuna; apply: write the best to params.yaml")
+    sweep = add(
+        "sweep", _sweep, help="search parameters by Optuna; apply: write the best to params.yaml"
+    )
     sweep.add_argument("what", nargs="?", choices=["apply"], help="write the best to params.yaml")
     sweep.add_argument("file", type=Path, metavar="FILE", help="of sweeps/")
     sweep.add_argument(
         "--workers", type=int, metavar="N", help="on this machine, instead of those in the file"
     )
-    sweep.set_defaults(run=_sweep)
-    report = add("report", help="one HTML page of a result, or of several side by side")
+    report = add("report", _report, help="one HTML page of a result, or of several side by side")
     report.add_argument(
         "results",
         nargs="*",
@@ -101,7 +99,6 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument(
         "--out", type=Path, default=Path("report.html"), metavar="FILE", help="default: %(default)s"
     )
-    report.set_defaults(run=_report)
     return parser
 
 
@@ -123,7 +120,8 @@ def _recipe(arguments: argparse.Namespace) -> None:
     known = {path.stem: path for path in sorted((ROOT / "recipes").glob("*.yaml"))}
     name = arguments.name
     if name not in known:
-        raise ParameterError(f"there is no recipe {name!r}; there is {', '.join(known)}")
+        cure = did_you_mean(name, known, f"there is {', '.join(known)}")
+        raise ParameterError(f"there is no recipe {name!r}; {cure}")
     changes = [f"--set-param={change}" for change in overrides(known[name], Paths(ROOT).params)]
     dvc = [sys.executable, "-m", "dvc", "--cd", str(ROOT)]
     free = _free_name(name)
@@ -157,29 +155,32 @@ def _predict(arguments: argparse.Namespace) -> None:
     import csv
     import json
 
-    from tqdm import tqdm
-
     from digits.predict import Guess, files, predict
     from digits.source import of
 
+    sure = arguments.sure
+    if not 0 <= sure <= 1:
+        raise ParameterError(f"--sure is {sure:g}, which is no probability; give one from 0 to 1")
     pictures = files(arguments.pictures)
-    table = csv.writer(sys.stdout)
+    table = csv.DictWriter(sys.stdout, ("picture", "place", *Guess._fields, "known", "note"))
     if arguments.csv:
-        table.writerow(("picture", "place", *Guess._fields))
+        table.writeheader()
     unreadable = 0
     answers = predict(of(arguments.model), pictures)
-    hidden = not sys.stderr.isatty() or sys.stdout.isatty()  # lines are progress enough
-    for answer in tqdm(answers, "predict", len(pictures), leave=False, disable=hidden):
-        if answer.error:
+    if not sys.stdout.isatty():  # where answers are progress enough
+        answers = counted(answers, len(pictures), "digits predict", "pictures")
+    for path, guesses, error in answers:
+        found = [{**guess._asdict(), "known": guess.probability >= sure} for guess in guesses]
+        if error:
             unreadable += 1
-            print(f"digits predict: {answer.error}", file=sys.stderr)
-        elif arguments.json:
-            found = [guess._asdict() for guess in answer.guesses]
-            print(json.dumps({"picture": str(answer.path), "found": found}))
+            print(f"digits predict: {error}", file=sys.stderr)
+        if arguments.json:
+            print(json.dumps({"picture": str(path), "found": found, "error": error}))
         elif arguments.csv:
-            table.writerows((answer.path, at, *guess) for at, guess in enumerate(answer.guesses, 1))
-        else:
-            print(f"{answer.path}: {_in_words(answer.guesses, arguments.sure)}")
+            rows = [{"place": at, **each} for at, each in enumerate(found, 1)]
+            table.writerows({"picture": path, **row} for row in rows or [{"note": error or BLANK}])
+        elif not error:
+            print(f"{path}: {_in_words(guesses, sure)}")
     if unreadable:
         raise DataError(f"{unreadable:,} of {len(pictures):,} pictures could not be read")
 
@@ -216,13 +217,11 @@ def _draw(arguments: argparse.Namespace) -> None:
 
 def _in_words(guesses: "list[Guess]", sure: float) -> str:
     if not guesses:
-        return "nothing on it"
-    said = "".join(guess.name for guess in guesses) if len(guesses) > 1 else guesses[0].name
-    sures = ", ".join(f"{guess.probability:.1%}" for guess in guesses)
-    text = f"{said} ({sures})"
-    if len(guesses) == 1:
-        text += f", else {guesses[0].runner_up} ({guesses[0].runner_up_probability:.1%})"
-    return text if min(guess.probability for guess in guesses) >= sure else f"not known: {text}"
+        return BLANK
+    names, shares, others, other_shares = zip(*guesses, strict=True)
+    first, second = (", ".join(f"{one:.1%}" for one in of) for of in (shares, other_shares))
+    text = f"{''.join(names)} ({first}), else {''.join(others)} ({second})"
+    return text if min(shares) >= sure else f"not known: {text}"
 
 
 def _report(arguments: argparse.Namespace) -> None:
@@ -242,17 +241,23 @@ def _check(_arguments: argparse.Namespace) -> None:
     catalog.check_name(load(path).download.dataset, path)
 
 
-def _data(_arguments: argparse.Namespace) -> None:
+def _next(_arguments: argparse.Namespace) -> None:
     from digits.data import description
     from digits.params import load
+    from splice import Config
 
     paths = Paths(ROOT)
+    if paths.model.exists():
+        if Config.read(ROOT).tracking.enabled:
+            print("make ui                           its run beside all others, in MLflow")
+        print("make report                       one page of its numbers, curves and mistakes")
+        print(".venv/bin/digits predict PICTURE  what it takes a picture for")
     if not paths.raw.exists():
         return
     here, asked = description.read(paths.raw).name, load(paths.params).download.dataset
     if here != asked:
         print(
-            f"digits data: all this is of {here}, taken when {asked} could not be had; to switch, "
+            f"digits next: all this is of {here}, taken when {asked} could not be had; to switch, "
             "with a network or DATA_MIRROR: `dvc repro --force --single-item download`, "
             "then `make repro`"
         )

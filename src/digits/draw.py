@@ -58,11 +58,9 @@ class Reader:
     def run(self) -> str:
         """The name of the model's run in MLflow; '' if there is none, or no store in reach."""
         with suppress(UserError):
-            config = Config.read(ROOT)
-            if config.store_file is None or config.store_file.exists():
-                with reached(config) as store:
-                    run = store.run_of_model(self._model.md5)
-                return str(run.info.run_name) if run else ""
+            with reached(Config.read(ROOT)) as store:
+                run = store.run_of_model(self._model.md5)
+            return str(run.info.run_name) if run else ""
         return ""
 
     def _accuracy(self) -> float | None:
@@ -155,9 +153,9 @@ def serve(model: Source, port: int) -> None:
         UserError: the port is taken.
     """
     reader = Reader(model)
-    with listening(HOST, port, "digits draw") as free:
-        port = free.getsockname()[1]
-    server = ThreadingHTTPServer((HOST, port), partial(Handler, reader))
+    server = ThreadingHTTPServer((HOST, port), partial(Handler, reader), bind_and_activate=False)
+    server.socket.close()
+    server.socket = listening(HOST, port, "digits draw")
     with server, suppress(KeyboardInterrupt):
-        print(f"http://{HOST}:{server.server_port} (Ctrl-C ends it)", flush=True)
+        print(f"http://{HOST}:{server.socket.getsockname()[1]} (Ctrl-C ends it)", flush=True)
         server.serve_forever()

@@ -30,8 +30,8 @@ from digits.predict import reader_for
 from digits.source import Bytes, Source, of
 from splice import Config as Project
 from splice.command_line import listening
-from splice.mlflow_store import CHALLENGER, CHAMPION, Store
-from splice.store import named, reached
+from splice.mlflow_store import CHALLENGER, CHAMPION
+from splice.store import file_of, named, reached
 
 SERVED = "DIGITS_SERVED"  # in a worker's environment: which model, as `source.of` takes it
 WORKERS = 2
@@ -89,11 +89,17 @@ class _Server(Multiprocess):
 
 def _choose(what: str | None) -> str:
     """Note for the workers which model it is, by its hash or file; give what it is in words."""
-    path = Path(what or Paths(ROOT).model)
-    if what is None or not path.exists():
-        config = Project.read(ROOT)
+    path, config = Path(what or Paths(ROOT).model), Project.read(ROOT)
+    if what and not config.has_store:
+        path = file_of(config, what) or path
+    is_in_store = not path.exists() if what else config.has_store
+    if is_in_store:
         with reached(config) as store:
-            known = [alias for alias in (CHAMPION, CHALLENGER) if _has(store, config, alias)]
+            known = [
+                alias
+                for alias in (CHAMPION, CHALLENGER)
+                if store.alias(config.registry.model, alias)
+            ]
             if what or known:
                 model = named(config, store, what or known[0])
                 os.environ[SERVED] = model.md5
@@ -102,10 +108,6 @@ def _choose(what: str | None) -> str:
         raise DataError(f"{path} is not here; `dvc repro` or `dvc pull` brings it")
     os.environ[SERVED] = str(path)
     return str(path)
-
-
-def _has(store: Store, config: Project, alias: str) -> bool:
-    return store.alias(config.registry.model, alias) is not None
 
 
 def app() -> FastAPI:

@@ -15,7 +15,7 @@ from digits.paths import ROOT, Paths
 from digits.training.engine import for_answers
 from splice import Config
 from splice.files import md5
-from splice.store import named, reached
+from splice.store import file_of, named, reached
 
 BATCH = 500  # images
 
@@ -67,6 +67,8 @@ def of(what: str) -> Source:
         return of_file(path, str(path))
     os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
     config = Config.read(ROOT)
+    if not config.has_store and (file := file_of(config, what)):
+        return of_file(file, f"model {what}")
     with reached(config) as store:
         model = named(config, store, what)
         if model.address is not None:

@@ -3,13 +3,13 @@
 import argparse
 import json
 import os
-import re
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
-from splice import browser, errors, outbox, provenance, rwlock
-from splice.command_line import Parser, commands_of, listening
+from splice import browser, errors, halves, outbox, provenance, repro
+from splice.command_line import Parser, commands_of, counted, listening
 from splice.config import Config
 from splice.errors import DataError, Stale, UserError
 from splice.files import md5
@@ -23,6 +23,7 @@ EXIT_NOT_VERIFIED = 2  # neither the same nor another result
 
 
 EXAMPLES = {  # the arguments of one for each command's help
+    "repro": "",
     "status": "",
     "sync": "--wait 60",
     "find": "models/net.safetensors",
@@ -55,10 +56,10 @@ def _parser() -> argparse.ArgumentParser:
         "MLFLOW_TRACKING_URI, or mlflow.db in the project.",
     )
     add = commands_of(parser, EXAMPLES)
-    status = add("status", help="what is not delivered to MLflow yet, and why")
-    status.set_defaults(run=_status)
+    add("repro", _repro, help="do as `dvc repro` does, and tell which stages ran, and how long")
+    add("status", _status, help="what is not delivered to MLflow yet, and why")
 
-    sync = add("sync", help="deliver everything that is pending, restored results too")
+    sync = add("sync", _sync, help="deliver everything that is pending, restored results too")
     sync.add_argument("--wait", type=float, metavar="SECONDS", help="patience with the server")
     sync.add_argument(
         "--again", action="store_true", help="also what was delivered before, or rejected"
@@ -69,13 +70,13 @@ def _parser() -> argparse.ArgumentParser:
     sync.add_argument("--since", default="", metavar="DATE", help="history: what is not older")
     sync.add_argument("--experiments", action="store_true", help="history: experiments alone")
     sync.add_argument("--dry-run", action="store_true", help="history: only say what has no run")
-    sync.set_defaults(run=_sync)
 
-    find = add("find", help="the runs of a model file, a commit, a DVC experiment or a hash")
+    find = add("find", _find, help="the runs of a model file, a commit, a DVC experiment or a hash")
     find.add_argument("what", metavar="WHAT", help="path, commit, experiment name or MD5")
-    find.set_defaults(run=_find)
 
-    verify = add("verify", help="whether a run's commit, rebuilt in a clone, gives its result")
+    verify = add(
+        "verify", _verify, help="whether a run's commit, rebuilt in a clone, gives its result"
+    )
     verify.add_argument(
         "what", metavar="WHAT", help="run id, path or MD5 of a model, commit or experiment name"
     )
@@ -86,19 +87,16 @@ def _parser() -> argparse.ArgumentParser:
         metavar="STAGE",
         help="don't run this stage: take its outputs from the DVC cache",
     )
-    verify.set_defaults(run=_verify)
 
-    promote = add("promote", help="make the challenger champion, if the rule allows it")
+    promote = add("promote", _promote, help="make the challenger champion, if the rule allows it")
     promote.add_argument("--version", metavar="N", help="this version instead of the challenger")
     promote.add_argument("--force", action="store_true", help="don't ask the rule")
     promote.add_argument("--dry-run", action="store_true", help="say what would happen, only")
-    promote.set_defaults(run=_promote)
 
-    rollback = add("rollback", help="make the champion before champion again")
+    rollback = add("rollback", _rollback, help="make the champion before champion again")
     rollback.add_argument("--why", default="rolled back by hand", help="noted in the tags")
-    rollback.set_defaults(run=_rollback)
 
-    compare = add("compare", help="results side by side: what differs, the best marked")
+    compare = add("compare", _compare, help="results side by side: what differs, the best marked")
     compare.add_argument(
         "results",
         nargs="*",
@@ -107,14 +105,16 @@ def _parser() -> argparse.ArgumentParser:
         "hash. One is compared with the workspace; none: the last commit is",
     )
     compare.add_argument("--json", action="store_true", help="all parameters and numbers, as JSON")
-    compare.set_defaults(run=_compare)
 
-    export = add("export", help="write what waits for the store to a file, to carry it elsewhere")
+    export = add(
+        "export", _export, help="write what waits for the store to a file, to carry it elsewhere"
+    )
     export.add_argument("file", metavar="FILE", type=Path, help="a tar archive")
-    export.set_defaults(run=_export)
 
     import_ = add(
-        "import", help="deliver what such a file holds, or another store; again changes nothing"
+        "import",
+        _import,
+        help="deliver what such a file holds, or another store; again changes nothing",
     )
     import_.add_argument(
         "file",
@@ -123,17 +123,18 @@ def _parser() -> argparse.ArgumentParser:
         help="that `splice export` made; or an mlflow.db, whose runs are copied",
     )
     import_.add_argument("--wait", type=float, metavar="SECONDS", help="patience with the server")
-    import_.set_defaults(run=_import)
 
-    unlock = add("unlock", help="remove the lock that a killed dvc left half-written, if one did")
-    unlock.set_defaults(run=_unlock)
+    add("unlock", _unlock, help="mend what a killed dvc left half-written, if one did")
 
-    ui = add("ui", help="MLflow's pages on this project's store")
+    ui = add("ui", _ui, help="MLflow's pages on this project's store")
     ui.add_argument("--host", default="127.0.0.1", help="to listen on; 127.0.0.1: this machine's")
     ui.add_argument("--port", type=int, default=5000, help="5000, if none is given")
     ui.add_argument("--no-browser", action="store_true", help="only print the address")
-    ui.set_defaults(run=_ui)
     return parser
+
+
+def _repro(_arguments: argparse.Namespace, config: Config) -> None:
+    sys.exit(repro.run(config.root))
 
 
 def _status(_arguments: argparse.Namespace, config: Config) -> None:
@@ -163,7 +164,8 @@ def _undelivered(entry: Path, store: str) -> str:
 
 def _sync(arguments: argparse.Namespace, config: Config) -> None:
     if not config.tracking.enabled:
-        raise UserError("tracking.enabled in params.yaml is false; set it to true")
+        _leave_in_peace(arguments, config)
+        return
     follow(config)
     if arguments.dry_run:
         _sync_history(arguments, config)
@@ -198,7 +200,7 @@ def _name_experiments(config: Config, again: bool) -> None:
     from splice import history
 
     if experiments := history.unnamed(config, again):
-        with reached(config) as store:
+        with reached(config, make=True) as store:
             history.name_runs(config, experiments, store)
 
 
@@ -214,9 +216,17 @@ def _deliver(config: Config, patience: float | None) -> None:
         raise UserError(f"{len(pending)} entries are pending ({rejected} rejected): {reason}")
 
 
-def _sync_history(arguments: argparse.Namespace, config: Config) -> None:
-    from tqdm import tqdm  # comes with dvc
+def _leave_in_peace(arguments: argparse.Namespace, config: Config) -> None:
+    """Deliver nothing, since tracking is off: a fault only where something was to be delivered."""
+    off = "tracking.enabled in params.yaml is false"
+    if waiting := len(outbox.pending(config.box, config.store_id)):
+        raise UserError(f"{off}, and {waiting} of the outbox waits; set it to true")
+    if arguments.history or arguments.again:
+        raise UserError(f"{off}; set it to true")
+    print(f"{off}: nothing is delivered")
 
+
+def _sync_history(arguments: argparse.Namespace, config: Config) -> None:
     from splice import history
     from splice.checkout import cloned
 
@@ -224,7 +234,8 @@ def _sync_history(arguments: argparse.Namespace, config: Config) -> None:
     skipped, count = [], 0
     with cloned(config.root) as clone:
         cache = clone.cache()
-        with reached(config) as store:
+        is_read = config.has_store or not arguments.dry_run  # which makes nothing, no store either
+        with reached(config, make=True) if is_read else nullcontext() as store:
             todo = history.unknown(config, commits, store, cache)
         if arguments.dry_run:
             count = sum(len(past.hashes) for past in todo)
@@ -232,7 +243,7 @@ def _sync_history(arguments: argparse.Namespace, config: Config) -> None:
             for past in todo:
                 print(f"  {past.at}")
             return
-        for past in tqdm(todo, unit=" commits", disable=None):
+        for past in counted(todo, len(todo), "splice sync", "commits"):
             if reason := history.record(clone, cache, config, past):
                 skipped.append(f"  {past.at}: {reason}")
             else:
@@ -354,9 +365,10 @@ class _Progress:
         self._began = time.monotonic()
 
     def __call__(self, line: str) -> None:
-        if started := re.match(r"Running stage '(.+)':", line):
-            minutes, seconds = divmod(int(time.monotonic() - self._began), 60)
-            print(f"{minutes:3}:{seconds:02}  {started[1]} …", flush=True)
+        turn = repro.turned(line)
+        if turn and turn.became == repro.RAN:
+            minutes, seconds = divmod(int(turn.began - self._began), 60)
+            print(f"{minutes:3}:{seconds:02}  {turn.stage} …", flush=True)
 
 
 def _promote(arguments: argparse.Namespace, config: Config) -> None:
@@ -425,16 +437,21 @@ def _import(arguments: argparse.Namespace, config: Config) -> None:
 
 
 def _unlock(_arguments: argparse.Namespace, config: Config) -> None:
-    if rwlock.mend(config.home):
-        print("removed .dvc/tmp/rwlock: a dvc was killed while writing it")
+    for done in halves.mend(config.root):
+        print(done)
 
 
 def _ui(arguments: argparse.Namespace, config: Config) -> None:
     if not config.store.startswith("http"):
         listening(arguments.host, arguments.port, "splice ui").close()
-    with reached(config) as store:  # makes it whole; a server, killed early, would leave half of it
+    # Whole: a server that is killed early would leave half of it.
+    with reached(config, make=True) as store:
         columns = config.columns or filter(None, [config.registry.metric])
-        view = store.view(config.tracking.experiment, [metric_name(name) for name in columns])
+        view = store.view(
+            config.tracking.experiment,
+            [metric_name(name) for name in columns],
+            [[metric_name(name) for name in chart] for chart in config.charts],
+        )
     if config.store.startswith("http"):
         print(f"the store is a server, whose pages are {redact(config.store)}{view}")
         return

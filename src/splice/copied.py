@@ -12,6 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from splice.command_line import counted
 from splice.config import Config, sqlite_uri
 from splice.errors import DataError
 from splice.moved import reroot
@@ -48,16 +49,15 @@ def bring(config: Config, path: Path) -> Count:
         DataError: it is no store of this version of MLflow, or the project's own.
         UserError: the project's store can't be reached, or refuses something.
     """
-    from tqdm import tqdm  # comes with dvc
-
     if config.store_file is not None and config.store_file.resolve() == path.resolve():
         raise DataError(
             f"{path} is the store that this project delivers to; set MLFLOW_TRACKING_URI to "
             "the one that is to get its runs"
         )
-    with reached(config) as target, _opened(path) as source:
+    with reached(config, make=True) as target, _opened(path) as source:
         copy = _Copy(source, target)
-        for run in tqdm(_parents_first(source.every_run()), unit=" runs", disable=None):
+        runs = _parents_first(source.every_run())
+        for run in counted(runs, len(runs), "splice import", "runs"):
             copy.run(run)
         copy.versions()
     return Count(copy.new, copy.known, len(copy.running))

@@ -272,7 +272,8 @@ class Delivery:
                     export(model, example, aside)
                 aside.rename(folder)
             except Exception as error:  # the project's own, whatever it raises
-                raise UserError(f"export of [tool.splice] failed: {error!r}") from error
+                why = str(error) if isinstance(error, UserError) else repr(error)
+                raise UserError(f"export of [tool.splice] failed: {why}") from error
         return folder if export is not None else None
 
     def _refuse_other_code(self) -> None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from splice import errors, outbox, provenance
 from splice.checkout import Clone, is_cached, outputs
+from splice.code import child_environment
 from splice.config import Config
 from splice.errors import UserError
 from splice.files import digest
@@ -32,7 +33,9 @@ class Past(NamedTuple):
     hashes: set[str]
 
 
-def unknown(config: Config, commits: list[Locked], store: "Store", cache: Path) -> list[Past]:
+def unknown(
+    config: Config, commits: list[Locked], store: "Store | None", cache: Path
+) -> list[Past]:
     """What has no run yet, oldest first.
 
     Of the commits with one model, those that changed what was made of it count: they may say other
@@ -41,7 +44,7 @@ def unknown(config: Config, commits: list[Locked], store: "Store", cache: Path) 
     Args:
         config: of the project.
         commits: oldest first.
-        store: the project's.
+        store: the project's; None: there is none yet.
         cache: the project's DVC cache.
     """
     from splice.mlflow_store import MISSING, MODEL, OUTPUTS, history_tag
@@ -55,7 +58,8 @@ def unknown(config: Config, commits: list[Locked], store: "Store", cache: Path) 
                 changes.setdefault(subject, []).append(each)
     wanted: dict[Locked, set[str]] = {}
     for subject, ats in changes.items():
-        run = store.run_of_model(subject.hash, MODEL if subject.path else OUTPUTS)
+        tag = MODEL if subject.path else OUTPUTS
+        run = store.run_of_model(subject.hash, tag) if store else None
         tags = run.data.tags if run is not None else {}
         found = MISSING in tags and is_cached(cache, subject.hash)
         for at in ats:
@@ -131,7 +135,7 @@ def record(clone: Clone, cache: Path, config: Config, past: Past) -> str:
             said = _read_by_its_code(clone, config, past.at)
     except UserError as error:
         return str(error)
-    return _not_in_cache(missing) if said and missing else said
+    return f"not in the DVC cache: {', '.join(sorted(missing))}" if said and missing else said
 
 
 def _recorded(clone: Clone, config: Config, past: Past) -> str:
@@ -165,16 +169,10 @@ def _experiment(at: Locked) -> dict[str, str]:
 
 
 def _read_by_its_code(clone: Clone, config: Config, at: Locked) -> str:
-    source, before = str(Path(__file__).resolve().parents[1]), os.environ.get("PYTHONPATH")
     done = subprocess.run(
         [sys.executable, "-m", __spec__.name, str(clone.root), str(config.home), str(at.time)],
         cwd=clone.root,
-        env={
-            **os.environ,
-            **_experiment(at),
-            "PYTHONPATH": os.pathsep.join(filter(None, [source, before])),
-            "DVC_ROOT": str(config.home),
-        },
+        env=child_environment(config) | _experiment(at),
         capture_output=True,
         encoding="utf-8",
         errors="replace",
@@ -182,10 +180,6 @@ def _read_by_its_code(clone: Clone, config: Config, at: Locked) -> str:
     if not done.returncode:
         return ""
     return (done.stderr.strip().splitlines() or ["no reason given"])[-1]
-
-
-def _not_in_cache(missing: Iterable[str]) -> str:
-    return f"not in the DVC cache: {', '.join(sorted(missing))}"
 
 
 def _read(root: Path, home: Path, time: int) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from conftest import Project
-from digits import source
+from digits import serve, source
 from digits.data import dataset
 from digits.errors import DataError, UserError
 from splice.files import md5
@@ -41,7 +41,8 @@ def test_alias_version_run_and_hash_name_the_model_that_lies_in_models(here: Pro
     for what, said in (
         ("champion", "has no champion; `splice promote` makes one"),
         ("9", "9 is no alias or version of mnist-net, no run and no model's hash"),
-        ("0" * 32, "no run and no model's hash"),
+        ("0" * 32, "no run and no model's hash; `splice ui` shows what there is"),
+        ("champoin", r"champoin is no alias .*; did you mean champion\?"),
     ):
         with pytest.raises(UserError, match=said):
             source.of(what)
@@ -54,9 +55,13 @@ def test_a_model_that_mlflow_does_not_have_comes_from_dvcs_cache_by_its_hash(
     here.model.unlink()
     with pytest.raises(DataError, match=r"net\.safetensors"):
         source.of(str(here.model))
-    store = shutil.copy(empty_store, tmp_path / "other.db")
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{store}")
-    found = source.of(hash_)
-    assert found.said == f"model {hash_}"
     blank = np.zeros((1, 1, 28, 28), np.uint8)
-    assert np.array_equal(found.log_probabilities(blank), there.log_probabilities(blank))
+    for store in (shutil.copy(empty_store, tmp_path / "other.db"), tmp_path / "none.db"):
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{store}")
+        found = source.of(hash_)
+        assert found.said == f"model {hash_}"
+        assert np.array_equal(found.log_probabilities(blank), there.log_probabilities(blank))
+    monkeypatch.setattr(serve, "ROOT", here.root)
+    monkeypatch.setenv(serve.SERVED, "")
+    assert hash_[2:] in serve._choose(hash_)
+    assert not (tmp_path / "none.db").exists()

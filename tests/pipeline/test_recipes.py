@@ -60,15 +60,19 @@ def test_a_recipe_that_does_not_fit_is_refused_by_its_name(
     assert "\n" not in str(caught.value)
 
 
+def test_a_recipe_that_is_not_there_is_answered_by_the_nearest_or_by_all(bare: Project) -> None:
+    for typed, cure in (
+        ("fats", "did you mean fast?"),
+        ("quick", f"there is {', '.join(path.stem for path in RECIPES)}"),
+    ):
+        refused = bare.digits("recipe", typed, check=False)
+        assert refused.returncode
+        assert refused.stdout == f"digits recipe: there is no recipe {typed!r}; {cure}\n"
+
+
 @pytest.mark.long
 def test_a_recipe_is_run_as_an_experiment_and_leaves_the_workspace_alone(bare: Project) -> None:
     before = (bare.root / "params.yaml").read_bytes()
-    refused = bare.digits("recipe", "fats", check=False)
-    assert refused.returncode
-    assert refused.stdout == "digits recipe: there is no recipe 'fats'; there is " + (
-        ", ".join(path.stem for path in RECIPES) + "\n"
-    )
-
     bare.wake()
     bare.sooner().digits("recipe", "fast")
     again = bare.sooner().digits("recipe", "fast").stdout

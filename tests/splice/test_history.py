@@ -63,6 +63,13 @@ def cached(project: Foreign, hash_: str) -> Path:
     return project.root / ".dvc/cache/files/md5" / hash_[:2] / hash_[2:]
 
 
+def test_a_dry_run_of_the_history_makes_no_store(foreign: Foreign) -> None:
+    (foreign.root / "mlflow.db").unlink()
+    listed = foreign.splice("sync", "--history", "--dry-run").stdout
+    assert "1 results of the history have no run yet" in listed
+    assert not (foreign.root / "mlflow.db").exists()
+
+
 @pytest.mark.long
 def test_commits_and_experiments_get_one_run_each_even_after_a_kill_and_what_is_lost_is_named(
     foreign: Foreign, tmp_path: Path

@@ -149,6 +149,19 @@ def test_what_the_store_rejects_is_said_and_holds_nobody(finished: Project) -> N
     assert "pending  0 of 0 entries" in finished.splice("status").stdout
 
 
+def test_with_tracking_off_a_sync_fails_only_where_something_waits(finished: Project) -> None:
+    finished.params({"tracking.enabled": False})
+    assert "false: nothing is delivered" in finished.splice("sync").stdout
+    assert finished.splice("sync", "--history", check=False).returncode == 1
+
+    finished.params({"tracking.enabled": True, "train.seed": 121, "train.epochs": 1})
+    finished.run("python", "src/train.py", MLFLOW_TRACKING_URI="http://127.0.0.1:9")
+    finished.params({"tracking.enabled": False})
+    refused = finished.splice("sync", check=False)
+    assert refused.returncode == 1
+    assert "false, and 1 of the outbox waits" in refused.stdout
+
+
 def test_a_command_that_can_not_reach_the_store_says_so_in_one_line(finished: Project) -> None:
     for command in (["find", "HEAD"], ["promote"], ["rollback"]):
         done = finished.splice(*command, check=False, MLFLOW_TRACKING_URI="http://127.0.0.1:9")

@@ -8,6 +8,10 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import pytest
+
+from conftest import Project
+from delivered import version
 from foreign import Foreign
 from journals import delivered_bytes
 from splice import outbox
@@ -54,7 +58,7 @@ def assert_the_only_run_is_whole(project: Foreign) -> None:
     assert run.info.status == "FINISHED"
     assert run.data.metrics["error"] == project.error()
     assert project.curve(run) == project.curve_on_disk()
-    assert project.store().version_of("solar-plane", md5(project.model)) is not None
+    assert version(project, "solar-plane")
 
 
 def test_a_store_that_is_deleted_under_a_living_sender_is_made_anew(foreign: Foreign) -> None:
@@ -104,3 +108,29 @@ def test_what_was_delivered_before_its_store_was_deleted_is_delivered_again(
     assert "delivered 1 entry" in foreign.splice("sync", "--wait", "60").stdout
     assert_the_only_run_is_whole(foreign)
     assert Config.read(foreign.root).store_id in (foreign.outbox / ".delivered").read_text()
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        ("splice status", "pending  0 of 0 entries"),
+        ("splice find XXXX", "there is no run yet"),
+        ("splice compare", "there are no numbers of HEAD, workspace here"),
+        ("splice compare mian", "mian is no commit, branch, experiment or run; did you mean main?"),
+        ("splice verify HEAD", "there is no run yet"),
+        ("splice promote", "there is no run yet"),
+        ("splice rollback", "there is no run yet"),
+        ("digits report mian", "did you mean main?"),
+        ("digits predict a.png --from champion", "there is no run yet"),
+        ("digits serve --from champion", "there is no run yet"),
+        ("digits serve", "net.safetensors is not here; `dvc repro` or `dvc pull` brings it"),
+    ],
+)
+def test_reading_where_there_is_no_store_says_so_and_makes_none(
+    command: str, said: str, bare: Project
+) -> None:
+    program, *arguments = command.split()
+    done = getattr(bare, program)(*arguments, check=False)
+    assert said in done.stdout
+    assert "INFO" not in done.stdout
+    assert bare.git("status", "--porcelain", "--ignored", "--", ":!*__pycache__*", ":!.dvc") == ""
