@@ -1,6 +1,8 @@
 """Printed digits on photographed paper, and how many of them the model reads.
 
-python tests/harness/pages.py [--pages 1000] [--model models/net.safetensors]
+python tests/harness/pages.py [--pages 1000] [--least 0.97] [--model models/net.safetensors]
+
+Exits with 1 if less than the least share was read, of either kind of type.
 """
 
 from __future__ import annotations
@@ -67,10 +69,12 @@ def main() -> None:
     """Print how many pages were read right, by kind of font."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--pages", type=int, default=1000, help="of each kind")
+    parser.add_argument("--least", type=float, default=0.97, help="share, 0 to 1")
     parser.add_argument("--model", type=Path, default=Paths(ROOT).model)
     arguments = parser.parse_args()
     model = of_file(arguments.model, "")
     dice = np.random.default_rng(1)
+    least = 1.0
     for kind, fonts in (("sans", SANS), ("serif", SERIF)):
         right, wrong = 0, Counter[str]()
         with tempfile.TemporaryDirectory() as folder:
@@ -87,6 +91,8 @@ def main() -> None:
         often = ", ".join(f"{what} {count} times" for what, count in wrong.most_common(3))
         share = f"{right} of {arguments.pages} pages read, {right / arguments.pages:.1%}"
         print(f"{kind}: {share}; {often}")
+        least = min(least, right / arguments.pages)
+    sys.exit(int(least < arguments.least))
 
 
 if __name__ == "__main__":

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from conftest import Project
+from digits.data import dataset
 from digits.errors import DataError
 from digits.model import onnx
 
@@ -60,3 +62,12 @@ def test_any_net_answers_in_onnxruntime_as_in_torch_or_is_not_written(tmp_path: 
         onnx.export(Restless().eval(), DESCRIPTION, images, path)
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_command_exports_the_model_that_lies_here(finished: Project) -> None:
+    said = finished.digits("export", "--onnx").stdout
+    assert "models/net.onnx" in said
+    session = onnxruntime.InferenceSession(finished.root / "models/net.onnx")
+    test = dataset.read(finished.root / "data/processed/test.safetensors")
+    (found,) = session.run(None, {"images": test.images})
+    assert (found.argmax(1) == test.labels).mean() == pytest.approx(finished.metrics()["accuracy"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import struct
 import zlib
@@ -172,18 +173,62 @@ def test_the_command_names_the_digits_of_the_test_split(
         (guess,) = answers[str(path)]
         assert guess["probability"] == pytest.approx(float(expected), abs=1e-5)
         assert guess["runner_up_probability"] < guess["probability"]
-    rows = finished_project.digits("predict", "--csv", *map(str, paths)).stdout.splitlines()
-    assert rows[0] == "picture,place,name,probability,runner_up,runner_up_probability"
-    assert len(rows) == 41
-    blank = saved(Image.new("L", (90, 60), 255), tmp_path / "blank.png")
-    unsure = finished_project.digits("predict", str(blank), str(paths[0]), "--sure", "1").stdout
-    assert unsure.splitlines()[0] == f"{blank}: nothing on it"
-    assert unsure.splitlines()[1].startswith(f"{paths[0]}: not known: ")
+    unsure = finished_project.digits("predict", str(paths[0]), "--sure", "1").stdout
+    assert unsure.startswith(f"{paths[0]}: not known: ")
 
-    paths[3].write_bytes(b"GIF89a")
-    refused = finished_project.digits("predict", *map(str, paths), check=False)
+
+def test_a_program_is_told_of_each_thing_whether_it_is_known_and_of_the_rest_what_is_wrong(
+    finished_project: Project, tmp_path: Path
+) -> None:
+    test = dataset.read(finished_project.root / "data" / "processed" / "test.safetensors")
+    one = saved(Image.fromarray(test.images[0][0]), tmp_path / "one.png")
+    dice = np.random.default_rng(1)
+    line = saved(Image.fromarray(pages.page(dice, "407", "DejaVuSans")), tmp_path / "line.png")
+    blank = saved(Image.new("L", (90, 60), 255), tmp_path / "blank.png")
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"GIF89a")
+    given = [str(path) for path in (one, line, blank, broken)]
+
+    def asked(*arguments: str) -> tuple[list[str], list[str]]:
+        """What is printed for programs, and for people on stderr."""
+        done = finished_project.digits("predict", *arguments, check=False)
+        assert done.returncode == 1
+        assert "Traceback" not in done.stdout
+        lines = done.stdout.splitlines()
+        ours = [line for line in lines if line.startswith("digits predict: ")]
+        return [line for line in lines if line not in ours], ours
+
+    as_text, complaints = asked(*given)
+    assert complaints[0].startswith(f"digits predict: {broken} is damaged or no picture")
+    assert complaints[1:] == ["digits predict: 1 of 4 pictures could not be read"]
+    assert as_text[2:] == [f"{blank}: nothing on it"]
+
+    as_json = [json.loads(line) for line in asked("--json", *given)[0]]
+    assert [answer["picture"] for answer in as_json] == given
+    assert [len(answer["found"]) for answer in as_json] == [1, 3, 0, 0]
+    assert [answer["error"] for answer in as_json[:3]] == ["", "", ""]
+    assert as_json[3]["error"] in complaints[0]
+    found = [each for answer in as_json for each in answer["found"]]
+    assert [each["known"] for each in found] == [each["probability"] >= 0.5 for each in found]
+    several = as_json[1]["found"]
+    for key in ("name", "runner_up"):
+        assert "".join(each[key] for each in several) in as_text[1]
+
+    least = min(each["probability"] for each in found)
+    rows = [*csv.DictReader(asked("--csv", "--sure", str(least + 1e-9), *given)[0])]
+    assert [(row["picture"], row["place"]) for row in rows] == [
+        *((given[0], "1"), (given[1], "1"), (given[1], "2"), (given[1], "3")),
+        *((given[2], ""), (given[3], "")),
+    ]
+    assert [row["name"] for row in rows[:4]] == [each["name"] for each in found]
+    assert [row["known"] for row in rows[:4]].count("False") == 1
+    assert [row["note"] for row in rows] == [*[""] * 4, "nothing on it", as_json[3]["error"]]
+
+
+@pytest.mark.parametrize("sure", ["1.5", "-0.1", "nan", "50"])
+def test_a_probability_that_is_none_is_refused_in_a_line(sure: str, bare: Project) -> None:
+    refused = bare.digits("predict", "a.png", f"--sure={sure}", check=False)
     assert refused.returncode == 1
-    assert f"digits predict: {paths[3]} is damaged or no picture" in refused.stdout
-    assert "digits predict: 1 of 40 pictures could not be read" in refused.stdout
-    assert len(refused.stdout.splitlines()) == 41
-    assert "Traceback" not in refused.stdout
+    assert refused.stdout == (
+        f"digits predict: --sure is {sure}, which is no probability; give one from 0 to 1\n"
+    )
