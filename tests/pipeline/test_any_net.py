@@ -2,82 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
-from pathlib import Path
 
 import pytest
 
 from conftest import HERE, Project
 from machine import is_saved, training, until
-from splice.files import md5
-
-AS_WRITTEN = Path(__file__).with_name("as_written.py")
-Edit = tuple[str, str]
-NET, PREPROCESS = "src/digits/model/net.py", "src/preprocess.py"
-LAST_LAYER = "        self.fc2 = nn.Linear(500, classes)\n"
-FIRST_BLOCK = "        hidden = F.relu(F.max_pool2d(self.conv1(pixels), 2))\n"
-SECOND_BLOCK = "        hidden = F.relu(F.max_pool2d(self.conv2(hidden), 2))\n"
-THIRD_BLOCK = "        hidden = F.relu(self.fc1(hidden.flatten(1)))\n"
-
-EDITS: dict[str, list[Edit]] = {
-    "other activations": [
-        (FIRST_BLOCK, FIRST_BLOCK.replace("relu", "silu")),
-        (THIRD_BLOCK, THIRD_BLOCK.replace("F.relu", "torch.tanh")),
-    ],
-    "fewer filters": [("(20, 50, 5)", "(20, 32, 5)"), ("50 * places", "32 * places")],
-    "a third convolution": [
-        (LAST_LAYER, LAST_LAYER + "        self.conv3 = nn.Conv2d(50, 50, 3, padding=1)\n"),
-        (SECOND_BLOCK, SECOND_BLOCK + "        hidden = F.relu(self.conv3(hidden))\n"),
-    ],
-    "wider": [
-        ("(channels, 20, 5)", "(channels, 32, 5)"),
-        ("(20, 50, 5)", "(32, 64, 5)"),
-        ("50 * places", "64 * places"),
-    ],
-    "batch normalization and dropout": [
-        (LAST_LAYER, LAST_LAYER + "        self.norm = nn.BatchNorm2d(20)\n"),
-        (LAST_LAYER, LAST_LAYER + "        self.dropout = nn.Dropout(0.3)\n"),
-        ("self.conv1(pixels)", "self.norm(self.conv1(pixels))"),
-        (THIRD_BLOCK, THIRD_BLOCK + "        hidden = self.dropout(hidden)\n"),
-    ],
-    "a layer of its own": [
-        (LAST_LAYER, LAST_LAYER + "        self.scale = nn.Parameter(torch.randn(50, 1, 1))\n"),
-        (SECOND_BLOCK, SECOND_BLOCK + "        hidden = hidden * (1 + 0.1 * self.scale)\n"),
-    ],
-    "colour": [],
-}
-COLOURED = (
-    "Split(part.images[:, None], part.labels, carried)",
-    "Split(np.stack([part.images, 255 - part.images, part.images // 2], 1), part.labels, carried)",
+from nets import (
+    COLOURED,
+    EDITS,
+    NET,
+    PREPROCESS,
+    THIRD_BLOCK,
+    assert_reported_as_written,
+    edited,
 )
-
-
-def edited(project: Project, name: str, edits: list[Edit]) -> None:
-    path = project.root / name
-    text = path.read_text()
-    for old, new in edits:
-        assert old in text
-        text = text.replace(old, new)
-    path.write_text(text)
-
-
-def assert_reported_as_written(project: Project) -> None:
-    """What metrics.json and MLflow's model say is what net.py gives with the weights saved."""
-    store = project.store()
-    run = store.run_of_model(md5(project.model))
-    assert run is not None
-    model = f"models:/{store.model_id(run.info.run_id)}"
-    source = str(project.root / "src")
-    done = project.python(str(AS_WRITTEN), model, MLFLOW_TRACKING_URI=store.uri, PYTHONPATH=source)
-    found = json.loads(done.stdout.splitlines()[-1])
-    metrics = project.metrics()
-    assert metrics["accuracy"] == pytest.approx(found["accuracy"], abs=1e-6)
-    assert metrics["loss"] == pytest.approx(found["loss"], abs=1e-5)
-    assert run.data.metrics["test/accuracy"] == metrics["accuracy"]
-    assert found["served"] < 1e-4
-    assert metrics["accuracy"] > 0.5
+from splice.files import md5
 
 
 @pytest.fixture
@@ -129,3 +70,21 @@ def test_without_what_the_page_says_may_be_removed_all_else_works(prepared: Proj
     assert "there are no kernels in src/digits/training/cpu_kernels" in said
     project.splice("sync", "--wait", "60")
     assert_reported_as_written(project)
+
+
+def test_a_net_that_no_graph_can_be_made_of_is_said_by_its_line_and_nothing_is_lost(
+    prepared: Project,
+) -> None:
+    project = prepared
+    branch = "        if hidden.mean() > 0.5:\n            hidden = hidden * 1.5\n"
+    edited(project, NET, [(THIRD_BLOCK, THIRD_BLOCK + branch)])
+    project.dvc("repro")
+    assert project.metrics()["accuracy"] > 0.8
+    refused = project.splice("sync", "--wait", "60", check=False)
+    assert refused.returncode == 1
+    line = 1 + (project.root / NET).read_text().split("\n").index(branch.split("\n")[0])
+    *_, said = refused.stdout.splitlines()
+    assert said.startswith("splice sync: ")
+    assert f"net.py, line {line}: torch.export can't follow the Net there" in said
+    (run,) = project.store().tagged({"dvc.model": md5(project.model)})
+    assert run.data.metrics["train/loss"] > 0

@@ -1,6 +1,8 @@
 """The Net as an MLflow model folder: what the sender calls when a model is handed over."""
 
+import inspect
 import io
+import traceback
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +17,7 @@ from mlflow.types import Schema, TensorSpec
 from torch import nn
 from torch.nn import functional as F
 
+from digits.errors import DataError
 from digits.model.weights import load_net
 
 
@@ -30,10 +33,24 @@ def export(model: Path, example: Any, folder: Path) -> None:
         folder: must not exist.
 
     Raises:
-        DataError: the file holds no Net.
+        DataError: the file holds no Net, or one that no graph can be made of.
     """
     net, description = load_net(model)
-    _save(net, description, np.array(example, np.uint8), folder)
+    try:
+        _save(net, description, np.array(example, np.uint8), folder)
+    except RuntimeError as error:  # all that torch.export raises where it can't follow
+        raise DataError(_why_not(net, error)) from error
+
+
+def _why_not(net: nn.Module, error: RuntimeError) -> str:
+    source = inspect.getfile(type(net))
+    frames = traceback.extract_tb(error.__traceback__)
+    where = [f"{Path(source).name}, line {at.lineno}: " for at in frames if at.filename == source]
+    why = str(error).strip().partition("\n")[0]
+    return (
+        f"{''.join(where[-1:])}torch.export can't follow the Net there ({why}); "
+        "write it in operations of torch that don't depend on the values in tensors"
+    )
 
 
 def warm_up(folder: Path) -> None:
