@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "src"))
 
 from digits.data import formats  # noqa: E402
-from digits.data.split import pixel_statistics, stratified  # noqa: E402
+from digits.data.split import pixel_counts, statistics, stratified  # noqa: E402
 from digits.params import Params, load, overrides  # noqa: E402
 from digits.training.loop import Images  # noqa: E402
 
@@ -47,7 +47,7 @@ def read(validation: float, seed: int = 1) -> Data:
         for i, name in enumerate(formats.IDX_NAMES)
     )
     kept, held_out = stratified(labels, validation, seed)
-    mean, std = pixel_statistics(images[kept])
+    mean, std = statistics(pixel_counts(images[kept]))
 
     def split(images: torch.Tensor, labels: torch.Tensor) -> Images:
         return Images(images.unsqueeze(1), labels.long())

@@ -1,6 +1,6 @@
 """The benchmark: every figure a ratio of two things measured in this one run.
 
-python benchmarks/run.py            writes benchmarks/RESULTS.md and results.png
+python benchmarks/run.py            writes benchmarks/RESULTS.md
 python benchmarks/run.py --quick    fewer repetitions; prints, and writes nothing
 """
 
@@ -443,30 +443,6 @@ def _table(figures: list[Figure]) -> str:
     return "\n".join(rows) + "\n"
 
 
-def _picture(figures: list[Figure], path: Path) -> None:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure as Canvas
-
-    canvas = Canvas(figsize=(9, 0.5 * len(figures) + 1.2), layout="constrained")
-    FigureCanvasAgg(canvas)
-    axes = canvas.add_subplot()
-    shares = [
-        figure.bar / figure.value if figure.higher_is_better else figure.value / figure.bar
-        for figure in figures
-    ]
-    colours = ["#1a7f4b" if figure.met else "#c2600a" for figure in figures]
-    places = range(len(figures))
-    axes.barh(places, shares, color=colours, height=0.6)
-    axes.axvline(1, color="#59636e", lw=1, ls="--")
-    axes.set_yticks(places, [figure.name.replace("`", "") for figure in figures])
-    axes.invert_yaxis()
-    axes.set_xlabel("share of what the bar allows: shorter is better")
-    for place, (figure, share) in enumerate(zip(figures, shares, strict=True)):
-        axes.text(share + 0.02, place, f"{figure.value:.2f}", va="center", size=9)
-    axes.set_xlim(0, max(1.3, *shares) * 1.08)
-    canvas.savefig(path, dpi=110, metadata={"Software": None})
-
-
 def _machine() -> str:
     described = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     model = re.search(r"model name\s*: (.*)", described)
@@ -500,7 +476,7 @@ QUICK: tuple[Callable[[], list[Figure]], ...] = (  # in three minutes tracking c
 
 
 def main() -> None:
-    """Measure, print, and write the table and the picture."""
+    """Measure, print, and write the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true")
     quick = parser.parse_args().quick
@@ -517,10 +493,9 @@ def main() -> None:
         (HERE / "RESULTS.md").write_text(
             "# Benchmark\n\n`make bench` writes this page. Each figure is a ratio of two things "
             f"measured in the same run (median).\n\n{_machine()}; {minutes:.0f} minutes.\n\n"
-            f"{_table(figures)}\n![Results](results.png)\n",
+            f"{_table(figures)}",
             encoding="utf-8",
         )
-        _picture(figures, HERE / "results.png")
 
 
 if __name__ == "__main__":

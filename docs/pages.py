@@ -18,7 +18,6 @@ BESIDE = {  # files of the repository that are pages or pictures of the site, by
     "SECURITY.md": "SECURITY.md",
     "benchmarks/RESULTS.md": "RESULTS.md",
     "benchmarks/NOTES.md": "NOTES.md",
-    "benchmarks/results.png": "results.png",
 }
 DIAGRAM = re.compile(r"```mermaid\n(.*?)```", re.DOTALL)
 BOLD = re.compile(r"<b>(.*?)</b>")
