@@ -12,6 +12,7 @@ import gc
 import json
 import logging
 import multiprocessing
+import multiprocessing.util
 import os
 import runpy
 import select
@@ -20,6 +21,8 @@ import socket
 import subprocess
 import sys
 import tempfile
+from multiprocessing import forkserver
+from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -56,6 +59,7 @@ SLOW = [
     "torch.export._trace",
     "torch.export.pt2_archive._package",
     "torch.utils._sympy.reference",
+    "warmed",
 ]  # some are what torch.export, MLflow or DVC import when they are first called
 
 SOURCE = Path(__file__).resolve().parents[1] / "src"
@@ -74,8 +78,20 @@ server.sendall(asked)
 sys.exit(int(server.recv(8) or 1))
 """
 
-_forks = multiprocessing.get_context("forkserver")
-_forks.set_forkserver_preload(SLOW)
+_context = multiprocessing.get_context("forkserver")
+_context.set_forkserver_preload(SLOW)
+
+
+@functools.cache
+def _forks() -> ForkServerContext:
+    """What forks a process that has imported all that; `warmed`, if nothing else began it."""
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join(map(str, (Path(__file__).parent, SOURCE)))
+    forkserver.ensure_running()
+    del os.environ["PYTHONPATH"]
+    if before is not None:
+        os.environ["PYTHONPATH"] = before
+    return _context
 
 
 def start(
@@ -90,7 +106,7 @@ def start(
         output: where stdout and stderr are added.
         group: its process group, as of Popen.
     """
-    process = _forks.Process(target=_python, args=(arguments, folder, env, output, group))
+    process = _forks().Process(target=_python, args=(arguments, folder, env, output, group))
     process.daemon = True  # ends with the tests
     process.start()
     return process
@@ -112,8 +128,8 @@ def run(
 
 @functools.cache
 def path() -> Path:
-    """A folder with a `python` and a `dvc` that are sooner begun; they end with the tests."""
-    folder = Path(tempfile.mkdtemp(prefix="forked-"))
+    """A folder with a `python` and a `dvc` that are sooner begun; it goes when the tests end."""
+    folder = Path(multiprocessing.util.get_temp_dir())
     server = socket.socket(socket.AF_UNIX)
     server.bind(str(folder / "server"))
     server.listen(16)
@@ -121,7 +137,7 @@ def path() -> Path:
         text = COMMAND.format(python=sys.executable, address=str(folder / "server"), first=first)
         (folder / name).write_text(text)
         (folder / name).chmod(0o755)
-    _forks.Process(target=_serve, args=(server,), daemon=True).start()
+    _forks().Process(target=_serve, args=(server,), daemon=True).start()
     return folder
 
 
@@ -198,6 +214,8 @@ def _python(
 
 def _begin(folder: Path | str, env: dict[str, str]) -> None:
     gc.freeze()  # or the first collection would look at, and copy, all that was imported
+    if warmed := sys.modules.get("warmed"):
+        sys.modules["torch"].set_num_threads(warmed.THREADS)
     logging.root.handlers.clear()  # which an import made
     for name, module in [*sys.modules.items()]:  # of these sources, where a harness imports them
         if SOURCE in Path(getattr(module, "__file__", None) or "/").parents:
