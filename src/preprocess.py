@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import PIL
@@ -30,7 +29,6 @@ from digits.data.split import (
     image_digest,
     keep_in_place,
     pixel_counts,
-    pixel_statistics,
     statistics,
     stratified,
 )
@@ -45,12 +43,8 @@ NAMED = 3  # unreadable pictures, of however many
 LINE_SECONDS = 10.0  # between two lines on progress where there is no terminal
 
 
-class Made(NamedTuple):
-    """What became of the raw files: images by split and class, and those of test in train."""
-
-    counts: dict[str, list[int]]
-    pixels: PixelFacts
-    shared: int
+# Images by split and class, facts of the pixels, and how many images of test are also in train.
+Made = tuple[dict[str, list[int]], PixelFacts, int]
 
 
 def main(params: Params, paths: Paths, state: State, _join: Join) -> None:
@@ -102,7 +96,7 @@ def _from_files(known: Description, params: Params, paths: Paths) -> Made:
     _refuse_empty_classes(train.labels, known)
 
     facts = Facts(known.name, known.classes)
-    pixels = _pixels(pixel_statistics(train.images), params.preprocess, facts)
+    pixels = _pixels(statistics(pixel_counts(train.images)), params.preprocess, facts)
     counts = {}
     for name, part, carried in (
         ("train", train, pixels),
@@ -111,7 +105,7 @@ def _from_files(known: Description, params: Params, paths: Paths) -> Made:
     ):
         dataset.write(paths.split(name), Split(part.images[:, None], part.labels, carried))
         counts[name] = np.bincount(part.labels, minlength=len(known.classes)).tolist()
-    return Made(counts, pixels, shared)
+    return counts, pixels, shared
 
 
 def _refuse_empty_classes(labels: Bytes, known: Description) -> None:
@@ -159,7 +153,7 @@ def _from_pictures(known: Description, params: Params, paths: Paths, kept: Path)
     shared = sum(digest in others for digest in readers["test"].digests)
     counts = {name: _count(found, known) for name, found in read.items()}
     _report_balance(np.sum(list(counts.values()), 0), known)
-    return Made({name: found.tolist() for name, found in counts.items()}, pixels, shared)
+    return {name: found.tolist() for name, found in counts.items()}, pixels, shared
 
 
 def _drawn(known: Description, labels: Labels, params: Params) -> dict[str, Indices]:

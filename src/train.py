@@ -183,7 +183,7 @@ def _identity(
         "code": stage.code(),
         "torch": str(torch.__version__),
         "engine": engine.name,
-        "machine": [str(part) for part in machine[:-1]] if engine.name == "torch" else [],
+        "machine": [str(part) for part in machine[:-1]] if engine.name != "compiled" else [],
     }
 
 
@@ -218,10 +218,9 @@ def _tags(params: Params, machine: Machine, engine: Engine, training: Split) -> 
 
 def _doubt(history: History, validation: Split, keep: str) -> str:
     """What speaks against a training that came to its end; empty if nothing does."""
-    reached = [value for key, value, _ in history.metrics() if key == "validation/accuracy"]
-    if not reached:
+    accuracy = history.kept(keep)["validation_accuracy"]
+    if accuracy is None:
         return ""
-    accuracy = max(reached) if keep == "best" else reached[-1]
     commonest = np.bincount(validation.labels).max() / len(validation)
     if accuracy > commonest or commonest == 1:
         return ""

@@ -8,6 +8,7 @@ from collections import Counter
 from typing import NamedTuple
 
 from mlflow.entities import Run
+from mlflow.entities.model_registry import ModelVersion
 
 from conftest import Project
 from digits.paths import Paths
@@ -49,6 +50,13 @@ def delivered(project: Project) -> Delivered:
         doubled=sum(count - 1 for count in places.values()) + len(set(places) - _places(expected)),
         status=str(runs[0].info.status),
     )
+
+
+def version(project: Project, name: str) -> ModelVersion:
+    """The version under which the model is registered."""
+    hash_ = md5(project.model)
+    (found,) = [one for one in project.store().versions(name) if one.tags[MODEL] == hash_]
+    return found
 
 
 def experiments(project: Project) -> dict[str, dict[str, dict[str, object]]]:

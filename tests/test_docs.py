@@ -30,6 +30,10 @@ def test_every_page_is_linked_from_the_readme() -> None:
     assert [page.name for page in PAGES[2:] if f"docs/{page.name}" not in readme] == []
 
 
+def test_the_readme_is_read_in_one_go() -> None:
+    assert len((HERE / "README.md").read_text(encoding="utf-8").splitlines()) <= 150
+
+
 def test_the_site_is_built_whole_and_asks_no_other_host(tmp_path: Path) -> None:
     build = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir"]
     done = subprocess.run([*build, tmp_path], cwd=HERE, capture_output=True, text=True)

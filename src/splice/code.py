@@ -7,7 +7,6 @@ of them, and starts anew with another where an entry says so.
 
 import os
 import shutil
-import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -16,7 +15,6 @@ from splice.errors import UserError
 from splice.files import digest, md5, sync
 
 KEPT = ".code"
-DAY_SECONDS = 86_400.0
 
 
 def digests(config: Config) -> dict[str, str]:
@@ -62,11 +60,11 @@ def _copy(root: Path, files: Iterable[str], folder: Path) -> None:
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def forget(outbox: Path, needed: set[str]) -> None:
-    """Remove code that nothing needs and that was not kept again for a day."""
-    for folder in (outbox / KEPT).glob("*"):
-        if folder.name not in needed and time.time() - folder.stat().st_mtime > DAY_SECONDS:
-            shutil.rmtree(folder, ignore_errors=True)
+def child_environment(config: Config) -> dict[str, str]:
+    """The environment of a process that runs this very splice for a project."""
+    source = str(Path(__file__).resolve().parents[1])
+    path = [source, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(path), "DVC_ROOT": str(config.home)}
 
 
 def _files(config: Config) -> Iterator[Path]:

@@ -5,15 +5,16 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
 from splice.errors import DataError, UserError
 
-CHUNK_BYTES = 1 << 20
 READABLE = 0o644
+DAY_SECONDS = 86_400.0
 
 
 @contextmanager
@@ -55,6 +56,14 @@ def remove_abandoned(folder: Path, pattern: str = ".*.tmp") -> None:
         writer = re.fullmatch(r".*\.(\d{1,9})\.tmp", path.name)
         if writer and not _is_alive(int(writer[1])):
             shutil.rmtree(path, ignore_errors=True)
+
+
+def remove_old(folder: Path, but_for: Collection[str] = ()) -> None:
+    """Remove the folders in a folder that are a day old, but for those of some names."""
+    for path in folder.glob("*"):
+        with suppress(FileNotFoundError):  # another process was faster
+            if path.name not in but_for and time.time() - path.stat().st_mtime > DAY_SECONDS:
+                shutil.rmtree(path, ignore_errors=True)
 
 
 def _is_alive(pid: int) -> bool:
@@ -140,11 +149,8 @@ def md5(path: Path) -> str:
     Raises:
         DataError: the file is missing or unreadable.
     """
-    digest = hashlib.md5(usedforsecurity=False)
     try:
         with path.open("rb") as file:
-            while chunk := file.read(CHUNK_BYTES):
-                digest.update(chunk)
+            return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
     except OSError as error:
         raise unreadable(path, error) from error
-    return digest.hexdigest()

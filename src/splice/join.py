@@ -3,7 +3,7 @@
 import os
 import posixpath
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -150,7 +150,9 @@ class Subject(NamedTuple):
 class Run:
     """A training as it goes on; does nothing where tracking is disabled."""
 
-    def __init__(self, config: Config, journal: Training | None, note: "_Note | None") -> None:
+    def __init__(
+        self, config: Config, journal: Training | None, note: Callable[..., str] | None
+    ) -> None:
         self._config, self._journal, self._note = config, journal, note
 
     def points(self, points: Iterable[Point]) -> None:
@@ -189,24 +191,8 @@ class Run:
             return
         path = self._config.model_file
         hash_ = md5(path)
-        tags = {**(tags or {}), NOTE: self._note.with_model(hash_)}
+        tags = {**(tags or {}), NOTE: self._note(model=(self._config.model, hash_))}
         self._journal.model(path, hash_, example, files or {}, tags, step)
-
-
-@dataclass(frozen=True)
-class _Note:
-    """A run's description: how to get what it is made of."""
-
-    config: Config
-    at: Commit
-    files: Mapping[str, tuple[str, str]]
-
-    def text(self) -> str:
-        return provenance.how_to_get(self.config.root, self.at, self.files)
-
-    def with_model(self, hash_: str) -> str:
-        files = {**self.files, "model": (self.config.model, hash_)}
-        return provenance.how_to_get(self.config.root, self.at, files)
 
 
 class Join:
@@ -260,7 +246,10 @@ class Join:
         key = digest(
             [{**params}, records, code.digests(self.config)] if identity is None else identity
         )
-        note = _Note(self.config, at, _files(records))
+
+        def note(**made: tuple[str, str]) -> str:
+            return provenance.how_to_get(self.config.root, at, _files(records) | made)
+
         opening = {
             "experiment": self.config.tracking.experiment,
             "name": provenance.run_name(self.config.root, key),
@@ -271,7 +260,7 @@ class Join:
                 **(tags or {}),  # first what can be read at a glance, then the hashes
                 **provenance.environment(self.config.root / self.config.packages),
                 **self._tags(at, records),
-                NOTE: note.text(),
+                NOTE: note(),
             },
             "datasets": records,
         }

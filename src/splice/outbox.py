@@ -21,10 +21,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, NamedTuple, Self
 
-from splice.code import KEPT, keep
+from splice.code import KEPT, child_environment, keep
 from splice.config import Config
 from splice.errors import DataError, Stopped, UserError
-from splice.files import digest, is_same, remove_abandoned, sync, unreadable, written_whole
+from splice.files import digest, is_same, sync, unreadable, written_whole
 from splice.moved import follow
 from splice.redact import redact
 
@@ -278,16 +278,12 @@ def start_sender(config: Config, *, hurried: bool = False) -> None:
         return
     with suppress(UserError):  # the sender says it
         follow(config)
-    source, code = str(Path(__file__).resolve().parents[1]), config.box / KEPT / keep(config)
+    code = config.box / KEPT / keep(config)
     with (config.box / ".sender.log").open("ab") as log:
         subprocess.Popen(
             sender_command(str(code), hurried=hurried),
             cwd=config.home,
-            env={
-                **os.environ,
-                "PYTHONPATH": os.pathsep.join([source, *_python_path()]),
-                "DVC_ROOT": str(config.home),
-            },
+            env=child_environment(config),
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
@@ -313,10 +309,6 @@ def end_other_sender(config: Config) -> bool:
 def sender_command(code: str, *, hurried: bool) -> list[str]:
     """What starts a sender with the code kept in a folder; `hurried` as of `start_sender`."""
     return [sys.executable, "-m", "splice.sender", code, *([HURRIED] if hurried else [])]
-
-
-def _python_path() -> list[str]:
-    return [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
 
 
 def sender(outbox: Path) -> Doing | None:
@@ -491,9 +483,7 @@ def _named(outbox: Path, kind: str, identity: str) -> Path:
 
 
 def _create(folder: Path, lines: Iterable[Mapping[str, Any]], files: Mapping[str, Path]) -> None:
-    aside = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    remove_abandoned(folder.parent)
-    try:
+    with written_whole(folder) as aside:
         (aside / FILES).mkdir(parents=True)
         for name, source in files.items():
             _copy(source, aside / FILES / name)
@@ -501,15 +491,6 @@ def _create(folder: Path, lines: Iterable[Mapping[str, Any]], files: Mapping[str
             file.writelines(json.dumps(line) + "\n" for line in lines)
             file.flush()
             os.fsync(file.fileno())
-        aside.rename(folder)
-        sync(folder.parent)
-    except (OSError, UserError) as error:
-        shutil.rmtree(aside, ignore_errors=True)
-        if isinstance(error, UserError):
-            raise
-        raise UserError(
-            f"cannot write {folder}: {error.strerror}; make room or make it writable, run again"
-        ) from error
 
 
 def _copy(source: Path, target: Path) -> None:

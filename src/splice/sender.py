@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import IO
 
 from splice import outbox
-from splice.code import KEPT, forget
+from splice.code import KEPT
 from splice.config import Config
 from splice.errors import Unreachable
-from splice.files import is_same, write_json
+from splice.files import is_same, remove_old, write_json
 from splice.join import CODE
 from splice.redact import redact
 
@@ -70,7 +70,7 @@ def main(config: Config, *, hurried: bool) -> None:
     status = Status(config.box, environment, hurried)
     status.say("starting", "")
     needed = {name for entry in outbox.entries(config.box) for name in code_of(entry)}
-    forget(config.box, {config.root.name, *needed})
+    remove_old(config.box / KEPT, but_for={config.root.name, *needed})
     from splice.delivery import Restart  # takes seconds: after the lock
 
     try:

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from digits.data.split import count_shared, keep_in_place, pixel_statistics, stratified
+from digits.data.split import count_shared, keep_in_place, pixel_counts, statistics, stratified
 
 labels_lists = st.lists(st.integers(0, 4), min_size=1, max_size=200)
 
@@ -43,7 +43,7 @@ def test_keeping_in_place_gives_the_kept_images(count: int, share: float, seed: 
 @given(st.integers(1, 1100), st.integers(0, 99))
 def test_pixel_statistics_are_those_of_numpy(count: int, seed: int) -> None:
     images = np.random.default_rng(seed).integers(0, 256, (count, 2, 2), np.uint8)
-    mean, std = pixel_statistics(images)
+    mean, std = statistics(pixel_counts(images))
     assert mean == pytest.approx((images / 255).mean(), rel=1e-12)
     assert std == pytest.approx((images / 255).std(), rel=1e-9)
 

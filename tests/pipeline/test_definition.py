@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -146,13 +147,13 @@ def test_the_training_room_and_its_gpu_benchmark_need_torch_alone() -> None:
         "HERE = 'torch', 'digits', 'splice', 'gpu'\n"
         "sys.meta_path.insert(0, Bare())\n"
         "import gpu\n"
-        "print(json.dumps([vars(gpu.ORIGINAL), vars(gpu.FAST)]))"
+        "print(json.dumps([vars(gpu.ORIGINAL), vars(gpu.FAST), vars(gpu.DEFAULT)]))"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT / "benchmarks", capture_output=True, check=True
     )
-    for recipe in json.loads(done.stdout):
-        Train(**recipe)
+    *_, default = [Train(**recipe) for recipe in json.loads(done.stdout)]
+    assert default == replace(load(ROOT / "params.yaml").train, device="cuda")
 
 
 def test_one_room_of_the_join_and_what_exports_and_serves_alone_import_mlflow() -> None:

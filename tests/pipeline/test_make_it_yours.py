@@ -103,7 +103,7 @@ def test_a_project_made_from_the_template_has_the_name_and_passes_its_tests(
     bring(tree(), template.root)
     template.git("init", "--quiet")
     template.commit()
-    made = replace(template, root=tmp_path / "flowers").with_env(PYTHONPATH="src")
+    made = replace(template, root=tmp_path / "wild_flowers").with_env(PYTHONPATH="src")
     for name, words in (("splice", "src/splice is there already"), ("A b", "lower-case letters")):
         refused = template.run("make", "rename", f"NAME={name}", check=False)
         assert refused.returncode
@@ -114,8 +114,8 @@ def test_a_project_made_from_the_template_has_the_name_and_passes_its_tests(
 
     assert "digits" not in made.git("ls-files", "src", "tests")
     params = yaml.safe_load((made.root / "params.yaml").read_text())
-    assert params["tracking"]["experiment"] == "flowers"
-    assert "usage: flowers" in made.run("python", "-m", "flowers.cli", "--help").stdout
+    assert params["tracking"]["experiment"] == "wild_flowers"
+    assert "usage: wild_flowers" in made.run("python", "-m", "wild_flowers.cli", "--help").stdout
     made.run("ruff", "check")
     made.run("ruff", "format", "--check")
     quick = (

@@ -103,6 +103,8 @@ def test_each_trial_is_a_run_below_the_sweeps_own_which_tells_what_came_out(
     assert files == {"figures/importance.png", "figures/slices.png"}
 
     assert len(runs) == 4
+    trained_in = [run.data.tags["mlflow.source.name"] for run in runs]
+    assert sorted(trained_in) == ["finished", *3 * [swept_project.root.name]]
     by_rate = {float(run.data.params["train.learning_rate"]): run for run in runs}
     for rate, trial in found.items():
         run = by_rate[rate]

@@ -18,6 +18,7 @@ def assert_each_has_its_run(project: Project, runs: list[Run]) -> None:
     for run in runs:
         assert run.info.status == "FINISHED"
         assert run.data.tags["dvc.experiment"] == run.info.run_name
+        assert run.data.tags["mlflow.source.name"] == project.root.name
         assert run.data.metrics["test/accuracy"] > 0.3
         expected = made[str(run.info.run_name)]["train"]
         del expected["threads"]  # which decide nothing

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from conftest import Project
+from delivered import version
 from splice.config import REGISTRY
 from splice.files import md5
 from splice.registry import compare
@@ -86,8 +87,7 @@ def test_no_class_may_fall_by_more_than_the_rule_allows() -> None:
 
 
 def test_versions_challengers_promotion_refusal_and_roll_back(finished: Project) -> None:
-    first = finished.store().version_of(NAME, md5(finished.model))
-    assert first is not None
+    first = version(finished, NAME)
     assert (str(first.version), challenger(finished), champion(finished)) == ("1", "1", None)
     run = finished.store().run_of_model(md5(finished.model))
     assert run is not None

@@ -8,6 +8,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from conftest import Project, Team
+from delivered import version
 from journals import arrived, compare, kept, written
 from splice.files import md5
 
@@ -54,11 +55,9 @@ def test_training_evaluation_model_and_registry_arrive_whole(
     download = "import sys, mlflow; print(mlflow.artifacts.download_artifacts(sys.argv[1]))"
     path = shared.run("python", "-c", download, f"models:/{model_id}").stdout.split()[-1]
     assert (Path(path) / "MLmodel").exists()
-    version = shared.store().version_of("mnist-net", md5(shared.model))
-    assert version is not None
     challenger = shared.store().alias("mnist-net", "challenger")
     assert challenger is not None
-    assert challenger.version == version.version
+    assert challenger.version == version(shared, "mnist-net").version
     assert not (shared.root / "mlruns").exists()
     assert run.info.run_id in shared.splice("find", str(shared.model)).stdout
 

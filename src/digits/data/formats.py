@@ -17,9 +17,9 @@ import numpy as np
 import numpy.typing as npt
 
 from digits.errors import DataError
-from splice.files import CHUNK_BYTES, unreadable
+from splice.files import unreadable
 
-MAX_BYTES = 1 << 31
+MAX_BYTES, CHUNK_BYTES = 1 << 31, 1 << 20
 UNSIGNED_BYTE, INT = np.dtype(np.uint8), np.dtype(">i4")
 CODES = {UNSIGNED_BYTE: 0x08, INT: 0x0C}
 IDX_NAMES = (

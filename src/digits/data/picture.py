@@ -5,7 +5,6 @@ import os
 import shutil
 import signal
 import threading
-import time
 import warnings
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -25,7 +24,7 @@ from PIL import Image, ImageOps
 from digits.data.split import image_digest
 from digits.data.storage import read_arrays, write_arrays
 from digits.errors import DataError, UserError
-from splice.files import digest, md5
+from splice.files import digest, md5, remove_old
 
 Bytes = npt.NDArray[np.uint8]
 Fit = Literal["pad", "crop"]
@@ -34,7 +33,6 @@ MAX_PIXELS = 50_000_000  # that a picture may unpack to
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 FINER = 2  # than asked for: what a larger JPEG is unpacked at, at least
 BLOCK_IMAGES, BLOCK_BYTES = 64, 4 << 20  # that a worker reads before it hands them over
-DAY_SECONDS = 86_400.0
 BLOCKS_AHEAD = 4  # of each worker: what is read but not taken yet stays in bounds
 
 logging.getLogger("PIL").setLevel(logging.CRITICAL)  # what is wrong is said once, by us
@@ -185,10 +183,8 @@ def _digest(block: Block) -> str:
 
 def forget(kept: Path) -> None:
     """Remove what was kept of pictures that are read, and beside it what is a day old."""
-    for folder in kept.parent.glob("*"):
-        with suppress(FileNotFoundError):  # another process was faster
-            if folder == kept or time.time() - folder.stat().st_mtime > DAY_SECONDS:
-                shutil.rmtree(folder, ignore_errors=True)
+    shutil.rmtree(kept, ignore_errors=True)
+    remove_old(kept.parent)
 
 
 def _cores() -> int:

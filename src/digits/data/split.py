@@ -40,11 +40,6 @@ def keep_in_place(values: Bytes, kept: Indices) -> Bytes:
     return values[: len(kept)]
 
 
-def pixel_statistics(images: Bytes) -> tuple[float, float]:
-    """Mean and standard deviation of all pixels, scaled to 0..1."""
-    return statistics(pixel_counts(images))
-
-
 def pixel_counts(images: Bytes) -> Indices:
     """How many pixels have each value: int64 `[256]`."""
     counts = np.zeros(256, np.int64)

@@ -94,7 +94,8 @@ def load_net(path: Path) -> tuple[Net, dict[str, Any]]:
         raise DataError(
             f"{path} holds no weights of this Net: {detail:.200}; delete it and run `dvc repro`"
         ) from error
-    if not all(map(_is_sound, tensors.values())) or bool((tensors.get("std", ONE) <= 0).any()):
+    finite = all(bool(tensor.isfinite().all()) for tensor in tensors.values())
+    if not finite or bool((tensors.get("std", ONE) <= 0).any()):
         raise DataError(
             f"{path} holds weights that are NaN or infinite, or a deviation that isn't above 0; "
             "delete it and run `dvc repro`"
@@ -115,7 +116,3 @@ def _refuse_other_types(tensors: Mapping[str, Tensor], net: Net) -> None:
     for name, known in net.state_dict().items():
         if name in tensors and tensors[name].dtype != known.dtype:
             raise TypeError(f"{name} is {tensors[name].dtype}, not {known.dtype}")
-
-
-def _is_sound(tensor: Tensor) -> bool:
-    return bool(torch.isfinite(tensor).all())

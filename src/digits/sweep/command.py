@@ -5,8 +5,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import chdir, contextmanager
+from contextlib import chdir, closing
 from importlib import import_module
 from pathlib import Path
 from typing import Literal
@@ -16,11 +15,12 @@ from optuna.storages import fail_stale_trials
 from optuna.trial import FrozenTrial, TrialState
 from tqdm import tqdm
 
-from digits.errors import InterruptedSweep, UserError
+from digits.errors import UserError
 from digits.paths import ROOT, Paths, State
 from digits.sweep import summary, trials
 from digits.sweep.plan import Plan, write
 from splice import Config, Join
+from splice.errors import EXIT_INTERRUPTED
 
 LOOK_SECONDS, STOP_SECONDS = 0.5, 60.0
 TOO_MANY = 3  # trials that fail before one is complete: it is not the parameters
@@ -34,8 +34,8 @@ def sweep(file: Path, workers: int | None) -> None:
         workers: on this machine; None: as the file says.
 
     Raises:
-        UserError: the file is wrong; the database, DVC or a worker failed; no trial is complete.
-        InterruptedSweep: somebody pressed Ctrl-C.
+        UserError: the file is wrong; the database, DVC or a worker failed; no trial is complete;
+            or somebody pressed Ctrl-C.
     """
     plan, config = Plan.read(file, ROOT, workers), Config.read(ROOT)
     state, join = State(config.home), Join(config)
@@ -51,10 +51,12 @@ def sweep(file: Path, workers: int | None) -> None:
                 status = "FINISHED"
             except KeyboardInterrupt:
                 done = len(trials.finished(study))
-                raise InterruptedSweep(
+                error = UserError(
                     f"interrupted after {done} of {plan.search.trials} trials; "
                     f"`digits sweep {file}` goes on"
-                ) from None
+                )
+                error.exit_code = EXIT_INTERRUPTED
+                raise error from None
             finally:
                 summary.tell(plan, study, join, status)
         else:
@@ -106,7 +108,7 @@ def _work(plan: Plan, study: Study, state: State, join: Join) -> None:
     wanted, known = plan.search.trials, {trial.number for trial in trials.finished(study)}
     silent: dict[int, float] = {}
     with (
-        _workers(plan, state) as workers,
+        closing(_Workers(plan, state.sweeps)) as workers,
         tqdm(total=wanted, initial=len(known), unit=" trials", disable=None, leave=False) as bar,
     ):
         while True:
@@ -169,7 +171,9 @@ class _Workers:
         for place, worker in enumerate(self._places):
             if worker is not None and worker.poll() is not None:
                 if worker.returncode > 0:
-                    raise UserError(self._last_word(place))
+                    log = self._log(place)
+                    said = summary.last_word(log, "sweep")
+                    raise UserError(said or f"a worker failed: {log}")
                 self._places[place] = None
         for place, worker in enumerate(self._places):
             if worker is None and self.busy() < count:
@@ -179,7 +183,7 @@ class _Workers:
         """How many are running."""
         return sum(it is not None and it.poll() is None for it in self._places)
 
-    def stop(self) -> None:
+    def close(self) -> None:
         """End them all, each in good order."""
         there = [it for it in self._places if it is not None and it.poll() is None]
         for worker in there:
@@ -214,17 +218,3 @@ class _Workers:
 
     def _log(self, place: int) -> Path:
         return self._folder / f"{self._plan.name}-{place}.log"
-
-    def _last_word(self, place: int) -> str:
-        lines = self._log(place).read_text(encoding="utf-8", errors="replace").split("\n")
-        said = [line for line in lines if line.startswith("sweep: ")]
-        return said[-1].removeprefix("sweep: ") if said else f"a worker failed: {self._log(place)}"
-
-
-@contextmanager
-def _workers(plan: Plan, state: State) -> Iterator[_Workers]:
-    workers = _Workers(plan, state.sweeps)
-    try:
-        yield workers
-    finally:
-        workers.stop()

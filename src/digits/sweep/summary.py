@@ -1,16 +1,15 @@
 """What is said of a sweep: lines for the person who watches, and its run in MLflow."""
 
-import csv
-import io
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Literal
+from typing import Any, Literal
 
 from optuna import Study
 from optuna.trial import FrozenTrial, TrialState
 
+from digits.data.storage import write_table
 from digits.sweep import trials
 from digits.sweep.plan import Plan
 from splice import Group, Join
@@ -47,6 +46,14 @@ def shown(plan: Plan, trial: FrozenTrial) -> str:
     return f"trial {trial.number}: {plan.search.objective} {trial.value:.4f} with {values}"
 
 
+def last_word(log: Path, who: str, offset: int = 0) -> str:
+    """What a stage or a worker said last in a log, behind an offset in bytes; '' if nothing."""
+    with log.open(encoding="utf-8", errors="replace") as file:
+        file.seek(offset)
+        said = [line for line in file if line.startswith(f"{who}: ")]
+    return said[-1].removeprefix(f"{who}: ").strip() if said else ""
+
+
 def _short(name: str) -> str:
     return name.rpartition(".")[2]
 
@@ -67,7 +74,8 @@ def tell(
         files = _figures(plan, study, Path(folder))
         note += [f"![{name}]({name})" for name in files]
         table = Path(folder, "trials.csv")
-        table.write_text(_table(plan, study), encoding="utf-8")
+        columns = ("trial", "state", plan.search.objective, *plan.space, trials.MODEL)
+        write_table(table, columns, _rows(plan, study))
         models = [trial.user_attrs.get(trials.MODEL) for trial in study.trials]
         join.group(
             Group(
@@ -104,15 +112,11 @@ def _in_words(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{counts[name]} {name}" for name in NAMES.values() if counts.get(name))
 
 
-def _table(plan: Plan, study: Study) -> str:
-    text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
-    table.writerow(["trial", "state", plan.search.objective, *plan.space, trials.MODEL])
+def _rows(plan: Plan, study: Study) -> Iterator[list[Any]]:
     for trial in study.trials:
         values = plan.values(trial.params)
         of = [trial.number, NAMES[trial.state], trial.value, *(values.get(it) for it in plan.space)]
-        table.writerow([*of, trial.user_attrs.get(trials.MODEL)])
-    return text.getvalue()
+        yield [*of, trial.user_attrs.get(trials.MODEL)]
 
 
 def _figures(plan: Plan, study: Study, folder: Path) -> dict[str, Path]:

@@ -9,14 +9,12 @@ import itertools
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
 
 import optuna
 from optuna import Study
-from optuna.distributions import BaseDistribution
 from optuna.exceptions import ExperimentalWarning, StorageInternalError
 from optuna.pruners import BasePruner, MedianPruner, NopPruner, SuccessiveHalvingPruner
-from optuna.samplers import BaseSampler, TPESampler
+from optuna.samplers import TPESampler
 from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import create_engine, inspect
@@ -51,7 +49,7 @@ def opened(plan: Plan, state: State) -> Iterator[Study]:
         yield optuna.create_study(
             storage=_made(url, plan.search.heartbeat),
             study_name=plan.name,
-            direction="maximize" if plan.is_maximized else "minimize",
+            direction="maximize" if plan.search.objective == "validation/accuracy" else "minimize",
             sampler=_Sampler(plan.search.seed),
             pruner=_PRUNERS[plan.search.pruner](),
             load_if_exists=True,
@@ -104,37 +102,19 @@ _PRUNERS: Mapping[str, Callable[[], BasePruner]] = {
 }
 
 
-class _Sampler(BaseSampler):
+class _Sampler(TPESampler):
     """TPE, whose draws for a trial are a function of seed, trial number and what is known then.
 
     So neither two workers nor two beginnings of one draw the same.
     """
 
     def __init__(self, seed: int) -> None:
-        self._seed, self._tpe = seed, TPESampler(seed=seed)
+        super().__init__(seed=seed)
+        self._own_seed = seed
 
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
-        self._tpe = TPESampler(seed=(self._seed << 20) + trial.number & 0xFFFFFFFF)
-        self._tpe.before_trial(study, trial)
-
-    def infer_relative_search_space(
-        self, study: Study, trial: FrozenTrial
-    ) -> dict[str, BaseDistribution]:
-        return self._tpe.infer_relative_search_space(study, trial)
-
-    def sample_relative(
-        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
-    ) -> dict[str, Any]:
-        return self._tpe.sample_relative(study, trial, search_space)
-
-    def sample_independent(
-        self,
-        study: Study,
-        trial: FrozenTrial,
-        param_name: str,
-        param_distribution: BaseDistribution,
-    ) -> Any:
-        return self._tpe.sample_independent(study, trial, param_name, param_distribution)
+        super().__init__(seed=(self._own_seed << 20) + trial.number & 0xFFFFFFFF)
+        super().before_trial(study, trial)
 
 
 def counted(study: Study) -> list[FrozenTrial]:

@@ -10,7 +10,6 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -29,9 +28,9 @@ from digits import stage
 from digits.errors import DataError, UserError
 from digits.params import load
 from digits.paths import ROOT, Paths, State
-from digits.sweep import trials
+from digits.sweep import summary, trials
 from digits.sweep.plan import Plan, write
-from digits.training.history import EPOCH_COLUMNS, History
+from digits.training.history import History
 from splice.checkout import Clone, cloned
 from splice.config import GROUP_VARIABLE, main_checkout
 from splice.files import md5
@@ -148,41 +147,24 @@ class Worker:
             if self.watch.stopped:
                 raise TrialPruned(self.watch.stopped) from error
             cause = _cause(error)
-            is_its_own = isinstance(cause, StageCmdFailedError)
-            said = self._last_word(said_before) if is_its_own else " ".join(str(cause).split())
+            said = " ".join(str(cause).split())
+            if isinstance(cause, StageCmdFailedError):
+                said = summary.last_word(self.log, TRAIN, said_before)
             trial.set_user_attr(trials.ERROR, said or "it said nothing")
             raise Failed from error
         trial.set_user_attr(trials.MODEL, md5(self.paths.model))
-        trial.set_user_attr(trials.CACHED, not self._last_word(said_before))
+        trial.set_user_attr(trials.CACHED, not summary.last_word(self.log, TRAIN, said_before))
         return self._value(column, params.train.keep)
 
     def _value(self, column: str, keep: str) -> float:
         """The objective of the epoch whose weights are kept."""
-        rows = [
-            dict(zip(EPOCH_COLUMNS, row, strict=True)) for row in History.read(self.paths).epochs
-        ]
-        kept = rows[-1]
-        if keep == "best":
-            kept = max(rows, key=_rank)
-        value = kept[column]
+        value = History.read(self.paths).kept(keep)[column]
         if value is None:
             raise DataError(
                 f"there are no validation images to measure {self.plan.search.objective} on; set "
                 "preprocess.validation above 0"
             )
         return value
-
-    def _last_word(self, offset: int) -> str:
-        """What a training said last, behind an offset in the log; '' if none ran."""
-        with self.log.open(encoding="utf-8", errors="replace") as file:
-            file.seek(offset)
-            said = [line for line in file if line.startswith(f"{TRAIN}: ")]
-        return said[-1].removeprefix(f"{TRAIN}: ").strip() if said else ""
-
-
-def _rank(epoch: Mapping[str, float | None]) -> tuple[float, float]:
-    """By which the training itself keeps the best weights."""
-    return epoch["validation_accuracy"] or 0.0, -(epoch["validation_loss"] or 0.0)
 
 
 def _cause(error: BaseException) -> BaseException:

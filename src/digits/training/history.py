@@ -72,10 +72,20 @@ class History:
             [*read_table(paths.epochs, EPOCH_COLUMNS)],
         )
 
+    def kept(self, keep: str) -> Mapping[str, float | None]:
+        """The row of the epoch whose weights are kept, by EPOCH_COLUMNS."""
+        rows = [dict(zip(EPOCH_COLUMNS, row, strict=True)) for row in self.epochs]
+        return max(rows, key=_rank) if keep == "best" else rows[-1]
+
     def metrics(self) -> list[Metric]:
         """Every point of every curve."""
         points = [point for row in self.steps for point in step_metrics(row)]
         return points + [point for row in self.epochs for point in epoch_metrics(row)]
+
+
+def _rank(epoch: Mapping[str, float | None]) -> tuple[float, float]:
+    """What the training loop finds the best weights by."""
+    return epoch["validation_accuracy"] or 0.0, -(epoch["validation_loss"] or 0.0)
 
 
 def step_metrics(row: Row) -> list[Metric]:
