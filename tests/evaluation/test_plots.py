@@ -4,12 +4,28 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.colors import to_hex
 from PIL import Image
 
+from contrast import contrast
 from digits.evaluation import plots
 from digits.evaluation.metrics import class_scores
 
 LARGEST = 2500  # pixels
+WHITE, DARK = "#ffffff", "#0d1117"  # the grounds of GitHub's two themes
+
+
+def test_ink_and_colours_are_seen_on_white_and_on_dark_ground() -> None:
+    for ground in (WHITE, DARK):
+        assert contrast(plots.INK, ground) > 4.3  # no grey has more than 4.35 on both
+        for colour in (plots.BLUE, plots.ORANGE):
+            assert contrast(colour, ground) >= 3  # WCAG 2.2, 1.4.11
+
+
+def test_a_number_is_legible_in_each_cell_of_the_confusion() -> None:
+    for share in np.linspace(0, 1, 101):
+        ink = WHITE if share > plots.WHITE_FROM else "#000000"
+        assert contrast(to_hex(plots.MISTAKES(share)), ink) >= 4.5  # WCAG 2.2, 1.4.3
 
 
 @pytest.mark.parametrize("classes", [2, 62, 1000])

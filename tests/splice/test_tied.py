@@ -6,6 +6,7 @@ import pytest
 from mlflow.entities import LoggedModel
 
 from conftest import Project
+from contrast import contrast
 from machines import checkout, deliver
 from splice import Evaluation
 from splice.config import Config
@@ -66,17 +67,7 @@ def test_the_latest_runs_have_colours_of_their_own(local_store: Store) -> None:
 def test_each_colour_is_seen_on_white_and_on_dark_ground() -> None:
     for color in COLORS:
         for ground in ("#FFFFFF", "#11171C"):  # of MLflow's two themes
-            dark, light = sorted(map(luminance, (color, ground)))
-            assert (light + 0.05) / (dark + 0.05) >= 3  # WCAG 2.2, 1.4.11
-
-
-def luminance(color: str) -> float:
-    """Relative luminance 0..1, as https://www.w3.org/TR/WCAG22/#dfn-relative-luminance has it."""
-    shares = [int(color[at : at + 2], 16) / 255 for at in (1, 3, 5)]
-    red, green, blue = (
-        share / 12.92 if share <= 0.04045 else ((share + 0.055) / 1.055) ** 2.4 for share in shares
-    )
-    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+            assert contrast(color, ground) >= 3  # WCAG 2.2, 1.4.11
 
 
 def test_an_experiment_says_what_its_runs_are(finished: Project) -> None:

@@ -23,8 +23,8 @@ from digits.evaluation.metrics import Bins, Floats
 from digits.training.history import EPOCH_COLUMNS, STEP_COLUMNS, History
 from splice.files import written_whole
 
-BLUE, ORANGE, INK = "#2b7bba", "#dd7a1c", "#7a7f87"
-MISTAKES = mpl.colormaps["Oranges"]
+BLUE, ORANGE, INK = "#2b7bba", "#dd7a1c", "#757a82"
+MISTAKES, WHITE_FROM = mpl.colormaps["Oranges"], 0.76  # where black is legible no more
 MARKED_UP_TO = 50  # epochs
 SHARES_UP_TO = 20  # classes: with more, the confusion's cells have room for counts alone
 COUNTS_UP_TO = 64  # classes: with more, it has room for colours alone
@@ -100,7 +100,7 @@ def confusion(path: Path, matrix: npt.NDArray[np.int64], names: Sequence[str]) -
         text = f"{matrix[row, column]}"
         if few:
             text += f"\n{shares[row, column]:.1f} %"
-        ink = INK if right else "white" if mistakes[row, column] > 0.6 * most else "black"
+        ink = INK if right else "white" if mistakes[row, column] > WHITE_FROM * most else "black"
         axes.text(
             column, row, text, ha="center", va="center", color=ink,
             size=7 if few else 6, weight="bold" if right else "normal",
