@@ -122,7 +122,7 @@ def look(browser: Browser, scheme: str, runs: str, pad: str) -> None:
     page.get_by_text("Show more").click()
     page.locator("img[src*='figures/loss.png']").wait_for()
     save(page, f"run-{scheme}")
-    page.set_viewport_size({"width": 900, "height": 640})
+    page.set_viewport_size({"width": 900, "height": 660})
     page.goto(pad)
     page.get_by_text("Run ").wait_for()
     draw(page)

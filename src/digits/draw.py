@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import os
 from contextlib import suppress
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -95,6 +96,11 @@ class Handler(BaseHTTPRequestHandler):
         self._reader = reader
         super().__init__(*arguments)
 
+    def handle(self) -> None:
+        """Answer, unless who asked is gone, as a page that was closed."""
+        with suppress(ConnectionError):
+            super().handle()
+
     def do_GET(self) -> None:
         """Give the page, or what it says of the model."""
         match self.path:
@@ -143,7 +149,7 @@ class Handler(BaseHTTPRequestHandler):
 
 
 def serve(model: Source, port: int) -> None:
-    """Serve the page until Ctrl-C.
+    """Serve the page until Ctrl-C, which ends the process.
 
     Args:
         model: that is asked.
@@ -159,3 +165,4 @@ def serve(model: Source, port: int) -> None:
     with server, suppress(KeyboardInterrupt):
         print(f"http://{HOST}:{server.socket.getsockname()[1]} (Ctrl-C ends it)", flush=True)
         server.serve_forever()
+    os._exit(0)  # Python's own end aborts where a thread is in the midst of torch

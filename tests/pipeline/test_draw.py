@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import re
 import signal
 import socket
+import subprocess
+import time
 from collections.abc import Iterator
-from http.client import HTTPConnection
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from http.client import HTTPConnection, HTTPException
 from itertools import pairwise
 
 import pytest
+from PIL import Image, ImageDraw
 from playwright.sync_api import Page, expect
 
 from browser import chromium, errors_of, hosts_asked, needs_chromium
@@ -25,9 +31,9 @@ THREE = [
 Shape = list[tuple[float, float]]
 
 
-@pytest.fixture
-def address(finished: Project) -> Iterator[str]:
-    """Of the page, served by the command as a user calls it; ended by Ctrl-C, without a word."""
+@contextmanager
+def drawing(finished: Project) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    """The page's address, and the command as a user calls it; ended by Ctrl-C, without a word."""
     served = finished.with_env(PYTHONPATH=str(finished.root / "src"))
     log = log_file(finished)
     with started(served, "python", "-m", "digits.cli", "draw") as process:
@@ -35,10 +41,17 @@ def address(finished: Project) -> Iterator[str]:
         said = log.read_text()
         found = re.fullmatch(r"(http://127\.0\.0\.1:\d+) \(Ctrl-C ends it\)\n", said)
         assert found, said
-        yield found[1]
+        yield found[1], process
         process.send_signal(signal.SIGINT)
         assert process.wait(60) == 0
         assert log.read_text() == said
+
+
+@pytest.fixture
+def address(finished: Project) -> Iterator[str]:
+    """Of the page."""
+    with drawing(finished) as (found, _):
+        yield found
 
 
 def stroke(page: Page, shape: Shape, finger: bool = False) -> None:
@@ -124,6 +137,24 @@ def test_a_taken_port_and_a_missing_model_are_one_line(finished: Project) -> Non
     assert refused.returncode == 1
     assert refused.stdout.startswith("digits draw: cannot read nowhere.safetensors: ")
     assert refused.stdout.count("\n") == 1
+
+
+def test_it_ends_in_good_order_while_it_is_asked(finished: Project) -> None:
+    pad, picture = Image.new("L", (320, 320)), io.BytesIO()
+    ImageDraw.Draw(pad).line([(320 * x, 320 * y) for x, y in SEVEN], 255, 22)
+    pad.save(picture, "PNG")
+
+    def ask(_: int) -> None:
+        with suppress(OSError, HTTPException):  # once it has ended
+            while True:
+                asked = HTTPConnection(address.removeprefix("http://"), timeout=60)
+                asked.request("POST", "/read", picture.getvalue())
+                asked.getresponse().read()
+                asked.close()
+
+    with ThreadPoolExecutor(4) as askers, drawing(finished) as (address, _):
+        askers.map(ask, range(4))
+        time.sleep(1.5)  # and all four are being answered
 
 
 def test_only_this_machine_is_answered_and_what_is_no_picture_is_refused(address: str) -> None:
