@@ -99,7 +99,7 @@ def _path(uri: str) -> Path:
 
 
 def _refuse_files_left_behind(old: Path, home: Path) -> None:
-    if old.exists() and not (home / ARTIFACTS).exists():
+    if not (home / ARTIFACTS).exists() and old.exists():
         raise UserError(
             f"the store in {home} is a copy whose artifacts were left behind; "
             f"copy {old} to {home}, or delete the copied store"
