@@ -47,7 +47,7 @@ def loss_curves(path: Path, history: History) -> None:
     steps, epochs = _columns(history.steps, STEP_COLUMNS), _columns(history.epochs, EPOCH_COLUMNS)
     an_epoch = epochs["step"][-1] / epochs["epoch"][-1]
     at = steps["step"] / an_epoch
-    axes.plot(at, steps["train_loss"], color=BLUE, alpha=0.4, lw=0.8, label="train, one batch")
+    axes.plot(at, steps["train_loss"], color=BLUE, alpha=0.6, lw=0.8, label="train, one batch")
     _by_epoch(axes, epochs, "loss", 1)
     axes.set_yscale("log")
     _margins(figure, top=0.75)
