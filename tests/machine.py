@@ -22,7 +22,7 @@ WAIT_SECONDS = 100.0
 T = TypeVar("T")
 
 
-def until(what: Callable[[], T]) -> T:
+def until(what: Callable[[], T | None]) -> T:
     """Wait until something is so; give it."""
     deadline = time.monotonic() + WAIT_SECONDS
     while time.monotonic() < deadline:

@@ -144,16 +144,16 @@ def test_it_ends_in_good_order_while_it_is_asked(finished: Project) -> None:
     ImageDraw.Draw(pad).line([(320 * x, 320 * y) for x, y in SEVEN], 255, 22)
     pad.save(picture, "PNG")
 
-    def ask(_: int) -> None:
+    def ask(place: str) -> None:
         with suppress(OSError, HTTPException):  # once it has ended
             while True:
-                asked = HTTPConnection(address.removeprefix("http://"), timeout=60)
+                asked = HTTPConnection(place, timeout=60)
                 asked.request("POST", "/read", picture.getvalue())
                 asked.getresponse().read()
                 asked.close()
 
-    with ThreadPoolExecutor(4) as askers, drawing(finished) as (address, _):
-        askers.map(ask, range(4))
+    with ThreadPoolExecutor(4) as askers, drawing(finished) as (page, _):
+        askers.map(ask, 4 * [page.removeprefix("http://")])
         time.sleep(1.5)  # and all four are being answered
 
 
