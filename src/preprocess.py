@@ -5,16 +5,13 @@ from digits import stage
 if __name__ == "__main__":
     stage.begin()
 
-import sys
-import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import PIL
-from tqdm import tqdm
 
 from digits.data import dataset, description, folder, raw
 from digits.data.dataset import Facts, Labels, PixelFacts, Split, label_type
@@ -37,10 +34,10 @@ from digits.errors import DataError
 from digits.params import FOLDER, Folder, Params, Preprocess
 from digits.paths import Paths, State
 from splice import Join
+from splice.command_line import progress
 from splice.files import digest, md5, written_whole
 
 NAMED = 3  # unreadable pictures, of however many
-LINE_SECONDS = 10.0  # between two lines on progress where there is no terminal
 
 
 # Images by split and class, facts of the pixels, and how many images of test are also in train.
@@ -137,7 +134,7 @@ def _from_pictures(known: Description, params: Params, paths: Paths, kept: Path)
 
     readers = {}
     with ExitStack() as stack:  # all three splits are written, or none
-        show = stack.enter_context(_progress(len(labels)))
+        show = stack.enter_context(progress(len(labels), "preprocess", "pictures read"))
         for name in SPLITS:
             files = _listed(known, drawn[name], paths.root / params.folder.path)
             reader = _Reader(files, labels[drawn[name]], params.folder, kept / name, show)
@@ -200,7 +197,7 @@ class _Reader:
         labels: Labels,
         folder: Folder,
         kept: Path,
-        show: Callable[[int], None],
+        show: Callable[[int], object],
     ) -> None:
         self.files, self.labels, self.kept, self.show = files, labels, kept, show
         self.shape = folder.channels, folder.size, folder.size
@@ -260,27 +257,6 @@ def _report_balance(images: Indices, known: Description) -> None:
             f"({known.classes[most]}) images: {images[most] / images[few]:.1f} times as many"
         )
     stage.say("preprocess", said)
-
-
-@contextmanager
-def _progress(pictures: int) -> Iterator[Callable[[int], None]]:
-    """Show a bar on a terminal, or else a line now and then; it is told of pictures as they come.
-
-    A run that takes seconds needs no line.
-    """
-    told, at = 0, time.monotonic()
-    on_terminal = sys.stderr.isatty()
-    with tqdm(total=pictures, desc="preprocess", leave=False, disable=not on_terminal) as bar:
-
-        def show(more: int) -> None:
-            nonlocal told, at
-            bar.update(more)
-            told += more
-            if not on_terminal and time.monotonic() - at > LINE_SECONDS:
-                at = time.monotonic()
-                stage.say("preprocess", f"{told:,} of {pictures:,} pictures read")
-
-        yield show
 
 
 if __name__ == "__main__":

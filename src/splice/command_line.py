@@ -7,6 +7,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
@@ -110,28 +111,44 @@ def console() -> "Console":
     return Console(width=None if sys.stdout.isatty() else ANY_WIDTH)
 
 
-def counted(items: Iterable[T], total: int, name: str, what: str) -> Iterator[T]:
-    """Items as they come, while stderr says how many did: by a bar, or by a line now and then.
+@contextmanager
+def progress(total: int, name: str, what: str) -> Iterator[Callable[[int], object]]:
+    """Say on stderr how many are done: by a bar on a terminal, or else by a line now and then.
 
     A run that takes seconds needs no line.
 
     Args:
-        items: that are gone through.
         total: how many there will be.
         name: of the command, as in `splice import`.
-        what: the items are, in the plural.
+        what: they are, in the plural.
+
+    Yields:
+        What is told of more that are done.
     """
     if sys.stderr.isatty():
         from tqdm import tqdm  # comes with dvc
 
-        yield from tqdm(items, name, total, unit=f" {what}", leave=False)
+        with tqdm(total=total, desc=name, unit=f" {what}", leave=False) as bar:
+            yield bar.update
         return
-    at = time.monotonic()
-    for done, item in enumerate(items):
+    done, at = 0, time.monotonic()
+
+    def show(more: int) -> None:
+        nonlocal done, at
+        done += more
         if time.monotonic() - at > LINE_SECONDS:
             at = time.monotonic()
             print(f"{name}: {done:,} of {total:,} {what}", file=sys.stderr, flush=True)
-        yield item
+
+    yield show
+
+
+def counted(items: Iterable[T], total: int, name: str, what: str) -> Iterator[T]:
+    """Items as they come, while `progress` says how many did."""
+    with progress(total, name, what) as show:
+        for place, item in enumerate(items):
+            show(1 if place else 0)  # the one before
+            yield item
 
 
 def listening(host: str, port: int, command: str) -> socket.socket:
